@@ -1,0 +1,1 @@
+"""Container logs in files: json-file and local, with rotation; and none."""

@@ -1,0 +1,1 @@
+"""Bridge networks: Linux bridge, veth, NAT and published ports by nftables maps."""

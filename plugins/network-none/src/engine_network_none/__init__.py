@@ -1,0 +1,1 @@
+"""A network namespace with nothing but loopback."""

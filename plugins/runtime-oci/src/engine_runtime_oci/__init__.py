@@ -1,0 +1,1 @@
+"""Runs containers with an OCI runtime binary: runc, crun or any other."""

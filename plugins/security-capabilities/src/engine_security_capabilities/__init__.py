@@ -1,0 +1,1 @@
+"""Linux capabilities: Docker's default set, --cap-add, --cap-drop, --privileged."""

@@ -1,0 +1,1 @@
+"""System call filter: the default profile, and profiles in Docker's JSON form."""

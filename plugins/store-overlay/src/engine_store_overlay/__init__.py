@@ -1,0 +1,1 @@
+"""Image layers and root file systems on overlayfs."""

@@ -1,0 +1,1 @@
+"""Image layers and root file systems as plain copies: works on every file system."""
