@@ -24,8 +24,12 @@ _ARCHITECTURES = {
     "wasm32": "wasm",
 }
 _KNOWN_OS = frozenset(
-    "aix android darwin dragonfly freebsd illumos ios js linux netbsd openbsd plan9 solaris windows".split()
-    + ["wasi", "wasip1", "wasip2"]
+    [
+        *"aix android darwin dragonfly freebsd illumos ios js linux netbsd openbsd plan9 solaris windows".split(),
+        "wasi",
+        "wasip1",
+        "wasip2",
+    ]
 )
 _KNOWN_ARCH = frozenset(
     "386 amd64 arm arm64 loong64 mips mipsle mips64 mips64le ppc64 ppc64le riscv64 s390x sparc64 wasm".split()

@@ -42,7 +42,7 @@ class LayerUsage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """One difference between a writable layer and its image; ``kind`` 0 modified, 1 added, 2 deleted (as Docker's API)."""
+    """One difference between a writable layer and its image; ``kind`` 0 modified, 1 added, 2 deleted (as the API)."""
 
     path: str
     kind: int
