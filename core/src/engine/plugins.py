@@ -98,6 +98,11 @@ class _Plugin:
     descriptions: dict[str, list[DriverDescription]] = field(default_factory=dict)
 
     @property
+    def key(self) -> str:
+        """Unlike the name unique: two distributions may use one entry point name."""
+        return f"{self.name}={self.target}"
+
+    @property
     def label(self) -> str:
         return self.distribution or f"{self.name} ({self.target})"
 
@@ -120,7 +125,7 @@ def discover(settings: PluginSettings) -> Plugins:
         return name not in settings.disabled
 
     ExtensionManager.ENTRY_POINT_CACHE.pop(ENTRY_POINTS, None)  # a class attribute that never expires
-    lister = ExtensionManager(ENTRY_POINTS, on_load_failure_callback=failed, invoke_on_load=False)
+    lister: Iterable[Any] = ExtensionManager(ENTRY_POINTS, on_load_failure_callback=failed, invoke_on_load=False)
     for extension in lister:
         found.append(_Plugin(extension.name, extension.entry_point_target, module=extension.plugin))
     for plugin in found:
@@ -178,15 +183,15 @@ class Plugins:
     def _register(self, plugin: _Plugin) -> None:
         try:
             self._refuse_coroutines(plugin)
-            self._manager.register(plugin.module, plugin.name)
+            self._manager.register(plugin.module, plugin.key)
             self._manager.check_pending()
             for kind, hook in _PROVIDING.items():
                 plugin.descriptions[kind] = self._provided(plugin, hook)
         except Exception as error:  # a plugin may fail in any way; it must not take the daemon with it
             plugin.state, plugin.error = "broken", f"{type(error).__name__}: {error}"
             plugin.descriptions = {}
-            if self._manager.has_plugin(plugin.name):
-                self._manager.unregister(name=plugin.name)
+            if self._manager.get_plugin(plugin.key) is plugin.module:
+                self._manager.unregister(name=plugin.key)
             _log.error("plugin is broken and was set aside", extra={"plugin": plugin.name, "error": plugin.error})
             return
         for kind, descriptions in plugin.descriptions.items():
@@ -287,7 +292,8 @@ class Plugins:
         ]
         if not able:
             raise InvalidParameter(
-                f"no installed runtime runs images for {platform}; installed: {', '.join(self.names('runtime')) or 'none'}"
+                f"no installed runtime runs images for {platform}; "
+                f"installed: {', '.join(self.names('runtime')) or 'none'}"
             )
         chosen = able[0] if len(able) == 1 else self._first_working("runtime", able)
         if kind == "linux":

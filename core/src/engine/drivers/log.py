@@ -19,6 +19,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from engine.drivers import DriverContext
 
@@ -53,8 +54,7 @@ class LogQuery:
     streams: frozenset[int] = frozenset({1, 2})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LogEntry:
+class LogEntry(NamedTuple):
     """One line with its newline, or a part of a line that was too long or unfinished (no newline)."""
 
     stream: int
