@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import ctypes
 import os
-import threading
-from collections.abc import Callable
-from typing import Any, TypeVar
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # a monitor pays for every import, so nothing is imported for the sake of types
+    from collections.abc import Callable
+    from typing import Any, TypeVar
+
+    _T = TypeVar("_T")
 
 __all__ = ["in_namespace", "mount", "openat2", "setns", "syncfs", "umount", "unshare"]
 
@@ -61,8 +65,6 @@ _libc.syncfs.argtypes = (ctypes.c_int,)
 _libc.prctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
 _libc.pivot_root.argtypes = (ctypes.c_char_p, ctypes.c_char_p)
 _libc.syscall.restype = ctypes.c_long
-
-_T = TypeVar("_T")
 
 
 def _check(result: int, path: object = None) -> int:
@@ -142,6 +144,8 @@ def in_namespace(path: str | os.PathLike[str], function: Callable[[], _T], kind:
     Sockets opened there stay in that namespace and may be used from any thread afterwards. The thread ends with the
     call, so nothing else ever runs in the namespace by accident.
     """
+    import threading
+
     outcome: list[Any] = [None, None]
 
     def run() -> None:

@@ -49,13 +49,15 @@ class Launch:
     program's stderr) goes to `RuntimeDriver.start_error`.
 
     ``guest``: a stdlib-only Python source file; the monitor forks and calls its ``main(bundle_path: str) -> int``
-    in the child, which *is* the container's process. ``launcher`` names the preloaded launcher to fork from.
+    in the child, which *is* the container's process. ``launcher`` names the preloaded launcher to fork from,
+    ``bundle`` is the path handed to ``main``.
 
     ``hide``: mount points unmounted in a private mount namespace before ``argv`` runs (the host keeps them).
     """
 
     argv: tuple[str, ...] = ()
     guest: str | None = None
+    bundle: Path | None = None
     launcher: str | None = None
     pid_file: Path
     error_log: Path | None = None
