@@ -5,6 +5,7 @@ Everything blocks, so it belongs on worker threads; all of it is safe to use fro
 
 from __future__ import annotations
 
+import copy
 import logging
 import threading
 import time
@@ -22,7 +23,7 @@ from engine.registry.auth import ANONYMOUS, Challenge, RegistryAuth, Tokens, par
 from engine.registry.endpoints import DOCKER_HUB, Endpoint, RegistryOptions, endpoints
 from engine.registry.errors import RegistryError, describe_status, from_response
 from engine.registry.manifests import ACCEPT, MANIFEST_LIMIT, Manifest, parse
-from engine.registry.transport import Cancel, Response, Transport, raise_for
+from engine.registry.transport import Cancel, Response, Transport, back_off, raise_for
 
 if TYPE_CHECKING:
     pass
@@ -193,6 +194,13 @@ class Repository:
         self._cancel = cancel
         self._base = f"{contact.endpoint.url}/v2/{path}"
 
+    def stopped_by(self, cancel: Cancel) -> Repository:
+        """The same repository, whose transfers end with ``cancel``."""
+        twin = copy.copy(self)
+        twin._scopes = list(self._scopes)
+        twin._cancel = cancel
+        return twin
+
     # -- pulling -----------------------------------------------------------------------------------------------
 
     def head_manifest(self, reference: str) -> Descriptor | None:
@@ -238,8 +246,7 @@ class Repository:
                 if not error.broken or failures >= self._registries.options.attempts:
                     raise
                 log.info("download broke, resuming", extra={"digest": descriptor.digest, "offset": position})
-                if self._cancel:
-                    self._cancel.check()
+                self._transport.sleep(back_off(failures), self._cancel)
 
     def _blob_once(self, url: str, descriptor: Descriptor, offset: int) -> Iterator[bytes]:
         headers = {"Accept-Encoding": "identity"}
@@ -339,7 +346,7 @@ class Repository:
                 if not (error.broken or error.status >= 500 or error.status == 429) or attempt == attempts:
                     raise
                 log.info("upload broke, trying again", extra={"digest": descriptor.digest, "attempt": attempt})
-                self._pause(attempt)
+                self._transport.sleep(back_off(attempt), self._cancel)
         raise RegistryError(f"registry takes {descriptor.digest} neither whole nor in chunks")
 
     def put_manifest(self, reference: str, media_type: str, raw: bytes) -> None:
@@ -393,10 +400,6 @@ class Repository:
             raise_for(response)
         with response:
             pass
-
-    def _pause(self, attempt: int) -> None:
-        seconds = min(0.5 * 2 ** (attempt - 1), 30.0)
-        (self._cancel.sleep if self._cancel else time.sleep)(seconds)
 
     # -- authorisation -----------------------------------------------------------------------------------------
 

@@ -130,6 +130,13 @@ class Transport:
         for pool in pools.values():
             pool.clear()
 
+    def sleep(self, seconds: float, cancel: Cancel | None) -> None:
+        """Pause before another try; ends early, with `Cancelled`, when the transfer is stopped."""
+        if cancel and self._sleep is time.sleep:
+            cancel.sleep(seconds)
+        else:
+            self._sleep(seconds)
+
     def request(
         self,
         method: str,
@@ -152,7 +159,7 @@ class Transport:
         for attempt in range(1, tries + 1):
             if cancel:
                 cancel.check()
-            pause = _pause(attempt)
+            pause = back_off(attempt)
             try:
                 response = self._follow(method, url, endpoint, dict(headers or {}), body)
             except RegistryError as error:
@@ -166,7 +173,7 @@ class Transport:
                 log.info("registry is busy, trying again", extra={"url": _shown(url), "status": response.status})
                 with response:
                     pass
-            (cancel.sleep if cancel and self._sleep is time.sleep else self._sleep)(pause)
+            self.sleep(pause, cancel)
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     def fetch(
@@ -366,7 +373,8 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__ or (nested[0] if nested else None)
 
 
-def _pause(attempt: int) -> float:
+def back_off(attempt: int) -> float:
+    """Seconds to wait after the so-manieth failure: doubling from half a second, with jitter."""
     base: float = 0.5 * 2 ** (attempt - 1)
     return min(base * random.uniform(0.8, 1.2), _LONGEST_WAIT)  # noqa: S311  spreads clients, hides nothing
 
