@@ -152,6 +152,15 @@ class Store:
         """All names of a kind -> id. Blocking; for the start."""
         return dict(self._read("SELECT name, id FROM name WHERE kind = ?", kind))
 
+    def last_event(self) -> tuple[int, int]:
+        """``seq`` and ``time_ns`` of the newest event, zeros when there is none. Blocking; for the start."""
+        with self._read_lock:
+            try:
+                row = self._reader.execute("SELECT seq, time_ns FROM event ORDER BY seq DESC LIMIT 1").fetchone()
+            except sqlite3.DatabaseError as error:
+                raise self._broken(error) from error
+        return row or (0, 0)
+
     async def query(self, function: Callable[[sqlite3.Connection], _T]) -> _T:
         """Run a read on a worker thread with the reading connection; it sees all acknowledged commits."""
 
