@@ -77,12 +77,15 @@ class Joined:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublishedPort:
-    """``host_ip`` is an address (``0.0.0.0`` and ``::`` mean all); ``host_port`` 0 asks the driver to choose one."""
+    """``host_ip`` is an address (``0.0.0.0`` and ``::`` mean all of a family; empty means the driver's default, usually
+    both). ``host_port`` 0 asks the driver to choose one; ``host_port_end`` above it makes a range to choose from.
+    """
 
     container_port: int
     protocol: str  # tcp, udp, sctp
     host_ip: str
     host_port: int
+    host_port_end: int = 0
 
 
 class NetworkDriver(ABC):
@@ -125,6 +128,14 @@ class NetworkDriver(ABC):
     @abstractmethod
     def leave(self, network_id: str, endpoint_id: str, sandbox: Path) -> None:
         """Undo `join`; the sandbox may already be gone."""
+
+    def complete(self, network: Network) -> Network:
+        """Fill in the options the driver chooses by itself and users should see (the default bridge's link name).
+
+        Called before `create_network` makes a network of the engine's own, and again at every start; the result is
+        recorded. May look at the kernel, changes nothing. A driver that shows no such options returns ``network``.
+        """
+        return network
 
     def publish(
         self, network: Network, endpoint: Endpoint, ports: Sequence[PublishedPort]

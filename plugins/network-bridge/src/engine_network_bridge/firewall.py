@@ -1,0 +1,98 @@
+"""The engine's nftables table as state: what should be in it, and keeping the kernel's in step.
+
+A change is sent as element additions or deletions in one transaction. Should the kernel's table differ from what this
+thinks (somebody flushed the rule set), the change fails and the whole table is put in place again, also atomically.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+
+from engine_network_bridge import rules
+from engine_network_bridge.nftables import Nftables, NftablesError
+
+__all__ = ["Firewall"]
+
+_log = logging.getLogger(__name__)
+
+
+class Firewall:
+    """The table ``name``; ``guard()`` says whether foreign forwarding stays blocked (see `rules.table`)."""
+
+    def __init__(self, name: str, *, guard: Callable[[], bool]) -> None:
+        self._name = name
+        self._guard = guard
+        self._lock = threading.Lock()
+        self._nftables: Nftables | None = None
+        self._networks: dict[str, list[rules.Element]] = {}
+        self._ports: dict[str, list[rules.Element]] = {}
+
+    def set_network(self, network_id: str, elements: Sequence[rules.Element]) -> None:
+        """Make the network's elements be these."""
+        self._set(self._networks, network_id, elements)
+
+    def remove_network(self, network_id: str) -> None:
+        """Remove the network's elements."""
+        self._set(self._networks, network_id, ())
+
+    def set_ports(self, endpoint_id: str, elements: Sequence[rules.Element]) -> None:
+        """Make the endpoint's published ports be these."""
+        self._set(self._ports, endpoint_id, elements)
+
+    def remove_ports(self, endpoint_id: str) -> None:
+        """Remove the endpoint's published ports."""
+        self._set(self._ports, endpoint_id, ())
+
+    def restore(self, networks: Mapping[str, list[rules.Element]], ports: Mapping[str, list[rules.Element]]) -> None:
+        """Make the table hold exactly these, in one transaction; connections under way go on."""
+        with self._lock:
+            self._networks, self._ports = dict(networks), dict(ports)
+            self._put()
+
+    def rebuild(self) -> None:
+        """Put the whole table in place again."""
+        with self._lock:
+            self._put()
+
+    def close(self) -> None:
+        """Free libnftables' context; the table stays."""
+        with self._lock:
+            if self._nftables is not None:
+                self._nftables.close()
+                self._nftables = None
+
+    def _set(self, group: dict[str, list[rules.Element]], key: str, elements: Sequence[rules.Element]) -> None:
+        with self._lock:
+            before = group.get(key, [])
+            gone = [element for element in before if element not in elements]
+            new = [element for element in elements if element not in before]
+            if elements:
+                group[key] = list(elements)
+            else:
+                group.pop(key, None)
+            if not gone and not new:
+                return
+            command = rules.delete(self._name, gone) + rules.add(self._name, new)
+            try:
+                self._run(command)
+            except NftablesError as error:
+                _log.warning("the nftables table is not as it was left; putting it back", extra={"reason": str(error)})
+                try:
+                    self._put()
+                except NftablesError:
+                    if before:
+                        group[key] = before
+                    else:
+                        group.pop(key, None)
+                    raise
+
+    def _put(self) -> None:
+        elements = {e for group in (self._networks, self._ports) for listed in group.values() for e in listed}
+        self._run(rules.table(self._name, elements, guard=self._guard()))
+
+    def _run(self, command: str) -> None:
+        if self._nftables is None:
+            self._nftables = Nftables()
+        self._nftables.run(command)
