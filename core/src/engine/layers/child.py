@@ -1,0 +1,284 @@
+"""The process that applies untrusted layer tars; run as ``python -I -m engine.layers.child FD``.
+
+It imports once and then forks for each job it is sent, so that a job starts within a millisecond or two. The fork
+locks itself into the target directory - chroot, only the capabilities needed to make files, no new privileges, no
+network, memory bounded - and only then looks at the input. Whatever the input does to it, the daemon sees a dead child.
+
+One job is one message on the socket: a JSON object with three descriptors (input, target directory, result pipe).
+The result is a JSON object on the pipe; a pipe closed without one means that the child was killed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import hashlib
+import json
+import os
+import queue
+import resource
+import signal
+import socket
+import sys
+import threading
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+from engine import kernel
+from engine.errors import InvalidParameter
+from engine.layers.extract import Extractor
+from engine.layers.tar import Stream
+
+CHUNK = 1 << 20
+_QUEUE = 8
+_MEMORY = 3 << 30
+_ZSTD_WINDOW = 128 << 20
+_ZSTD_INPUT = 8 << 10  # taken at once: the output of a hostile stream stays under 300 MB
+_CAPABILITIES = (0, 1, 3, 4, 27, 31)  # CHOWN DAC_OVERRIDE FOWNER FSETID MKNOD SETFCAP
+_CAPABILITY_VERSION = 0x20080522
+
+
+def serve(connection: socket.socket) -> None:
+    """Fork a child for each job until the daemon closes the connection."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    kernel.unshare(kernel.CLONE_NEWNET | kernel.CLONE_NEWIPC)
+    gc.freeze()
+    while True:
+        message, fds, _, _ = socket.recv_fds(connection, 1 << 16, 3)
+        if not message:
+            return
+        if os.fork() == 0:
+            connection.close()
+            source, target, result = fds
+            os._exit(_job(json.loads(message), source, target, result))
+        for fd in fds:
+            os.close(fd)
+
+
+def _job(request: dict[str, Any], source: int, target: int, result: int) -> int:
+    try:
+        kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
+        decompressor = load_decompressor(request["compression"])
+        root = confine(target)
+        answer = _apply(request, source, root, decompressor)
+    except InvalidParameter as error:
+        answer = {"invalid": str(error)}
+    except OSError as error:
+        answer = {"errno": error.errno, "error": str(error)}
+    except MemoryError:
+        answer = {"invalid": "the archive needs more memory than unpacking may use"}
+    except Exception as error:  # a fault of this code; the daemon reports it
+        answer = {"errno": 0, "error": f"{type(error).__name__}: {error}"}
+    data = memoryview(json.dumps(answer).encode())
+    while data:
+        data = data[os.write(result, data) :]
+    return 0
+
+
+def _apply(request: dict[str, Any], source: int, root: int, decompressor: Any) -> dict[str, Any]:
+    extractor = Extractor(root, request["whiteouts"])
+    pump = _Pump(decompressor(source))
+    stream = Stream(pump.chunks())
+    try:
+        extractor.extract(stream)
+        stream.drain()
+    finally:
+        pump.stop()
+    digest = "sha256:" + pump.digest.hexdigest()
+    expected = request["diff_id"]
+    if expected and digest != expected:
+        raise InvalidParameter(f"layer content does not match its diff id: expected {expected}, got {digest}")
+    return {
+        "diff_id": digest,
+        "size": extractor.size,
+        "inodes": extractor.inodes,
+        "opaque": [os.fsdecode(path) for path in sorted(extractor.opaque)],
+    }
+
+
+class _Pump:
+    """Reads, decompresses and hashes in a thread of its own, a few chunks ahead of the consumer."""
+
+    def __init__(self, source: Iterator[bytes]) -> None:
+        self.digest = hashlib.sha256()
+        self._source = source
+        self._chunks: queue.Queue[bytes | BaseException | None] = queue.Queue(_QUEUE)
+        self._stopped = False
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        try:
+            for chunk in self._source:
+                if self._stopped:
+                    return
+                self.digest.update(chunk)
+                self._chunks.put(chunk)
+            self._chunks.put(None)
+        except BaseException as error:  # raised again where the chunks are consumed
+            self._chunks.put(error)
+
+    def chunks(self) -> Iterator[bytes]:
+        """The decompressed stream; errors of the source are raised here."""
+        while (chunk := self._chunks.get()) is not None:
+            if isinstance(chunk, BaseException):
+                raise chunk
+            yield chunk
+
+    def stop(self) -> None:
+        """Let the thread end at its next chunk."""
+        self._stopped = True
+        while not self._chunks.empty():
+            self._chunks.get_nowait()
+
+
+# -- decompression --------------------------------------------------------------------------------------------
+
+
+def load_decompressor(compression: str) -> Any:
+    """A function from a descriptor to an iterator of plain chunks; imports what it needs now, before the chroot."""
+    if compression == "none":
+        return _plain
+    if compression == "gzip":
+        inflate: Any = zlib
+        try:
+            from isal import isal_zlib as inflate
+        except ImportError:  # not built for every architecture
+            pass
+        return lambda fd: _gunzip(fd, inflate)
+    if compression == "zstd":
+        import zstandard
+
+        return lambda fd: _unzstd(fd, zstandard)
+    if compression in ("bzip2", "xz"):
+        import bz2
+        import lzma
+
+        return lambda fd: _stdlib(fd, bz2.BZ2Decompressor if compression == "bzip2" else lzma.LZMADecompressor)
+    raise InvalidParameter(f"unknown compression {compression!r}")
+
+
+def _plain(fd: int) -> Iterator[bytes]:
+    while chunk := os.read(fd, CHUNK):
+        yield chunk
+
+
+def _gunzip(fd: int, inflate: Any) -> Iterator[bytes]:
+    stream = None
+    data = b""
+    pending = False  # output may be waiting although all input was taken
+    while True:
+        if not data and not pending and not (data := os.read(fd, CHUNK >> 2)):
+            break
+        if stream is None:
+            stream = inflate.decompressobj(31)
+        try:
+            chunk = stream.decompress(data, CHUNK)
+        except (zlib.error, inflate.error) as error:
+            raise InvalidParameter(f"gzip: {error}") from error
+        if chunk:
+            yield chunk
+        data = stream.unconsumed_tail
+        pending = len(chunk) == CHUNK
+        if stream.eof:  # members may follow each other, and zeros the last
+            data = stream.unused_data.lstrip(b"\0")
+            stream = None
+            pending = False
+    if stream is not None:
+        raise InvalidParameter("gzip: unexpected EOF: the stream is truncated")
+
+
+def _unzstd(fd: int, zstandard: Any) -> Iterator[bytes]:
+    options = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
+    stream = None
+    ready: list[bytes] = []
+    size = 0
+    while data := os.read(fd, CHUNK):
+        for at in range(0, len(data), _ZSTD_INPUT):
+            part = data[at : at + _ZSTD_INPUT]
+            while part:
+                if stream is None:
+                    stream = options.decompressobj()
+                try:
+                    chunk = stream.decompress(part)
+                except zstandard.ZstdError as error:
+                    raise InvalidParameter(f"zstd: {error}") from error
+                part = b""
+                if stream.eof:
+                    part = stream.unused_data
+                    stream = None
+                ready.append(chunk)
+                size += len(chunk)
+            if size >= CHUNK:
+                yield b"".join(ready)
+                ready, size = [], 0
+    yield b"".join(ready)
+    if stream is not None:
+        raise InvalidParameter("zstd: unexpected EOF: the stream is truncated")
+
+
+def _stdlib(fd: int, factory: Any) -> Iterator[bytes]:
+    decompressor = factory()
+    data = b""
+    while True:
+        if decompressor.eof:
+            data = decompressor.unused_data or os.read(fd, CHUNK)
+            if not data.strip(b"\0"):
+                return
+            decompressor = factory()
+        elif decompressor.needs_input:
+            data = os.read(fd, CHUNK)
+            if not data:
+                raise InvalidParameter("unexpected EOF: the compressed stream is truncated")
+        try:
+            chunk = decompressor.decompress(data, CHUNK)
+        except (OSError, ValueError, EOFError) as error:
+            raise InvalidParameter(f"invalid compressed data: {error}") from error
+        except Exception as error:  # lzma.LZMAError has no other base
+            raise InvalidParameter(f"invalid compressed data: {error}") from error
+        data = b""
+        if chunk:
+            yield chunk
+
+
+# -- confinement ----------------------------------------------------------------------------------------------
+
+
+def confine(target: int) -> int:
+    """Make ``target`` the root of this process and give up what applying a tar does not need; returns it reopened."""
+    os.fchdir(target)
+    os.chroot(".")
+    os.close(target)
+    root = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    _limit(resource.RLIMIT_CORE, 0)
+    _limit(resource.RLIMIT_NOFILE, 256)
+    _limit(resource.RLIMIT_AS, _MEMORY)
+    kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
+    _keep_capabilities(sum(1 << number for number in _CAPABILITIES))
+    return root
+
+
+def _limit(kind: int, value: int) -> None:
+    soft, hard = resource.getrlimit(kind)
+    lowered = [value if limit == resource.RLIM_INFINITY else min(limit, value) for limit in (soft, hard)]
+    resource.setrlimit(kind, (lowered[0], lowered[1]))
+
+
+def _keep_capabilities(mask: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    head = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0)
+    data = (ctypes.c_uint32 * 6)()
+    if libc.capget(head, data) < 0:
+        raise OSError(ctypes.get_errno(), "capget")
+    held = data[1] | data[4] << 32
+    keep = held & mask
+    data[0] = data[1] = keep & 0xFFFFFFFF
+    data[3] = data[4] = keep >> 32
+    data[2] = data[5] = 0
+    if libc.capset(head, data) < 0:
+        raise OSError(ctypes.get_errno(), "capset")
+
+
+if __name__ == "__main__":
+    serve(socket.socket(fileno=int(sys.argv[1])))
