@@ -10,7 +10,6 @@ from pathlib import Path
 
 import msgspec
 import pytest
-
 from engine import devices, host, kernel, ocispec, users
 from engine.model.container import Config, Container, HostConfig
 from engine.names import new_id
@@ -78,7 +77,7 @@ def run(request, tmp_path):
             text=True,
             timeout=60,
             stdin=subprocess.DEVNULL,
-            preexec_fn=_hide_unified_cgroup if request.param == "crun" else None,  # noqa: PLW1509
+            preexec_fn=_hide_unified_cgroup if request.param == "crun" else None,
         )
         return done.returncode, done.stdout + done.stderr
 
