@@ -49,7 +49,11 @@ class Change:
 
 
 class ImageStoreDriver(ABC):
-    """Keeps layers and root file systems. Everything a call acknowledges is on disk (one syncfs per commit)."""
+    """Keeps layers and root file systems. Everything a call acknowledges is on disk (one syncfs per commit).
+
+    Capabilities: ``parallel`` (`commit_layer` may be called before the parent is committed, for all layers of an image
+    at once).
+    """
 
     capabilities: frozenset[str] = frozenset()
 
@@ -102,6 +106,10 @@ class ImageStoreDriver(ABC):
 
     def rootfs_ids(self) -> Sequence[str]:
         """All root file systems there are, for reconciliation."""
+        raise NotSupported(f"image store {self.context.name} cannot list root file systems")
+
+    def rootfs_parents(self) -> Mapping[str, str | None]:
+        """The chain id below each root file system, by container id: those layers stay, whatever happens to images."""
         raise NotSupported(f"image store {self.context.name} cannot list root file systems")
 
     def graph_data(self, container_id: str) -> Mapping[str, str]:

@@ -17,6 +17,7 @@ import json
 import os
 import queue
 import resource
+import select
 import signal
 import socket
 import sys
@@ -31,6 +32,7 @@ from engine.layers.extract import Extractor
 from engine.layers.tar import Stream
 
 CHUNK = 1 << 20
+IDLE_SECONDS = 20.0
 _QUEUE = 8
 _MEMORY = 3 << 30
 _ZSTD_WINDOW = 128 << 20
@@ -40,12 +42,16 @@ _CAPABILITY_VERSION = 0x20080522
 
 
 def serve(connection: socket.socket) -> None:
-    """Fork a child for each job until the daemon closes the connection."""
+    """Fork a child for each job until the daemon closes the connection or has had no job for a while."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     kernel.unshare(kernel.CLONE_NEWNET | kernel.CLONE_NEWIPC)
     gc.freeze()
     while True:
+        if not select.select([connection], [], [], IDLE_SECONDS)[0]:
+            if _busy():
+                continue
+            connection.shutdown(socket.SHUT_RD)  # whoever sends from here on notices; what was sent is still read
         message, fds, _, _ = socket.recv_fds(connection, 1 << 16, 3)
         if not message:
             return
@@ -55,6 +61,15 @@ def serve(connection: socket.socket) -> None:
             os._exit(_job(json.loads(message), source, target, result))
         for fd in fds:
             os.close(fd)
+
+
+def _busy() -> bool:
+    """Whether a job still runs: it would be killed with this process."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        return True
+    except ChildProcessError:
+        return False
 
 
 def _job(request: dict[str, Any], source: int, target: int, result: int) -> int:

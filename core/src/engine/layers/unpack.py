@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import logging
 import os
 import socket
 import subprocess
@@ -17,11 +16,7 @@ from engine.drivers.store import LayerSource
 from engine.errors import EngineError, InvalidParameter
 from engine.layers.extract import Whiteouts
 
-__all__ = ["Unpacked", "mark_opaque", "unpack"]
-
-log = logging.getLogger(__name__)
-
-_IDLE_SECONDS = 20.0
+__all__ = ["Unpacked", "close", "mark_opaque", "start", "unpack"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,60 +31,36 @@ class Unpacked:
 
 
 class _Child:
-    """The forking child, started when there is work and closed when there was none for a while."""
+    """The forking child: started when there is work; it ends by itself when there was none for a while."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
-        self._process: subprocess.Popen[bytes] | None = None
-        self._jobs = 0
-        self._timer: threading.Timer | None = None
+        self._reaper: threading.Thread | None = None
 
     def send(self, request: bytes, fds: list[int]) -> None:
         with self._lock:
-            self._jobs += 1
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
-            try:
-                if self._socket is not None:
-                    try:
-                        socket.send_fds(self._socket, [request], fds)
-                        return
-                    except OSError:
-                        self._close()
-                self._start()
-                assert self._socket is not None
-                socket.send_fds(self._socket, [request], fds)
-            except BaseException:
-                self._jobs -= 1
-                raise
+            if self._socket is not None:
+                try:
+                    socket.send_fds(self._socket, [request], fds)
+                    return
+                except OSError:  # it has ended
+                    self._close()
+            socket.send_fds(self._start(), [request], fds)
 
-    def done(self) -> None:
+    def start(self) -> None:
         with self._lock:
-            self._jobs -= 1
-            if self._jobs == 0:
-                self._timer = threading.Timer(_IDLE_SECONDS, self._idle)
-                self._timer.daemon = True
-                self._timer.start()
+            if self._socket is None:
+                self._start()
 
     def close(self) -> None:
-        """End the child now (tests; the child also ends with the daemon)."""
         with self._lock:
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
             self._close()
 
-    def _idle(self) -> None:
-        with self._lock:
-            if self._jobs == 0:
-                self._close()
-
-    def _start(self) -> None:
+    def _start(self) -> socket.socket:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            self._process = subprocess.Popen(
+            process = subprocess.Popen(
                 [sys.executable, "-I", "-m", "engine.layers.child", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
@@ -97,18 +68,26 @@ class _Child:
                 cwd="/",
                 start_new_session=True,
             )
+        self._reaper = threading.Thread(target=process.wait, name="unpack-reaper", daemon=True)
+        self._reaper.start()
         self._socket = ours
+        return ours
 
     def _close(self) -> None:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
-        if self._process is not None:
-            self._process.wait()
-            self._process = None
+        if self._reaper is not None:
+            self._reaper.join()
+            self._reaper = None
 
 
 _child = _Child()
+
+
+def start() -> None:
+    """Start the child ahead of the first layer."""
+    _child.start()
 
 
 def close() -> None:
@@ -134,10 +113,7 @@ def unpack(source: LayerSource, target: int, whiteouts: Whiteouts) -> Unpacked:
                 _child.send(json.dumps(request).encode(), [fd, target, writable])
             finally:
                 os.close(writable)
-            try:
-                return _result(_read(readable))
-            finally:
-                _child.done()
+            return _result(_read(readable))
         finally:
             os.close(readable)
     finally:
