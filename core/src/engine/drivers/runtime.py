@@ -105,6 +105,10 @@ class RuntimeDriver(ABC):
     def start_error(self, bundle: Bundle, status: int, text: str) -> EngineError:
         """Turn the output of a failed launch into an error in dockerd's words (`StartFailed` with 127, 126 or 128)."""
 
+    def exec_error(self, bundle: Bundle, status: int, text: str) -> EngineError:
+        """As `start_error`, for a failed `launch_exec` (``OCI runtime exec failed: ...``)."""
+        return self.start_error(bundle, status, text)
+
     @abstractmethod
     def delete(self, bundle: Bundle) -> None:
         """Remove what the runtime left behind (state directory, cgroups), killing what still runs in it.

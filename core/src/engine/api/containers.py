@@ -1,0 +1,276 @@
+"""``/containers``: requests translated into calls of the containers service, and nothing more."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from engine.api import codec
+from engine.api.router import Request, Response, Route
+from engine.container_attach import check as check_attachable
+from engine.container_attach import parse_keys
+from engine.container_logs import LogRequest, parse_tail
+from engine.errors import InvalidParameter
+from engine.model.container import Config, HostConfig, RestartPolicy
+from engine.model.network import EndpointSettings
+
+if TYPE_CHECKING:
+    from engine.container_records import Waiter
+    from engine.services import Services
+
+__all__ = ["ROUTES"]
+
+_RAW = "application/vnd.docker.raw-stream"
+_MULTIPLEXED = "application/vnd.docker.multiplexed-stream"
+_TAR = "application/x-tar"
+
+
+class NetworkingConfig(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
+    """``NetworkingConfig`` of create."""
+
+    endpoints_config: dict[str, EndpointSettings | None] | None = None
+
+
+class CreateExtras(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
+    """What a create body has beside the `Config` that is spread over its top level."""
+
+    host_config: HostConfig = HostConfig()
+    networking_config: NetworkingConfig = NetworkingConfig()
+
+
+class UpdateRequest(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
+    """``RestartPolicy`` of update; the limits are read as a `HostConfig`."""
+
+    restart_policy: RestartPolicy = RestartPolicy()
+
+
+# -- list, inspect, create --------------------------------------------------------------------------------------
+
+
+async def list_containers(services: Services, request: Request) -> Response:
+    """GET /containers/json."""
+    query = request.query
+    size = query.flag("size")
+    limit = query.number("limit", 0)
+    if size:
+        await services.containers.measure()
+    return Response.json(
+        services.containers.list(query.filters(), all=query.flag("all"), limit=max(0, limit), size=size)
+    )
+
+
+async def inspect(services: Services, request: Request) -> Response:
+    """GET /containers/{ref}/json."""
+    size = request.query.flag("size")
+    if size:
+        await services.containers.measure([services.containers.get(request.params["ref"]).id])
+    view = services.containers.inspect(request.params["ref"], size=size)
+    if request.version >= (1, 52):
+        settings = view["NetworkSettings"]
+        view["NetworkSettings"] = {key: settings[key] for key in ("SandboxID", "SandboxKey", "Ports", "Networks")}
+    return Response.json(view)
+
+
+async def create(services: Services, request: Request) -> Response:
+    """POST /containers/create."""
+    body = await request.body()
+    content_type = request.headers.get("content-type", "")
+    if not body:
+        raise InvalidParameter("invalid JSON: got EOF while reading request body")
+    config = codec.read_json(body, content_type, Config)
+    extras = codec.read_json(body, content_type, CreateExtras)
+    if b"{" not in body:
+        raise InvalidParameter("config cannot be empty in order to create a container")
+    endpoints = {
+        name: settings or EndpointSettings()
+        for name, settings in (extras.networking_config.endpoints_config or {}).items()
+    }
+    container_id, warnings = await services.containers.create(
+        request.query.get("name"), config, extras.host_config, endpoints, request.query.get("platform")
+    )
+    return Response.json({"Id": container_id, "Warnings": warnings}, 201)
+
+
+# -- start, stop and the like -----------------------------------------------------------------------------------
+
+
+async def start(services: Services, request: Request) -> Response:
+    """POST /containers/{ref}/start."""
+    await services.containers.start(request.params["ref"])
+    return Response.empty()
+
+
+async def stop(services: Services, request: Request) -> Response:
+    """POST /containers/{ref}/stop."""
+    query = request.query
+    await services.containers.stop(request.params["ref"], timeout=query.number("t"), signal=query.get("signal") or None)
+    return Response.empty()
+
+
+async def restart(services: Services, request: Request) -> Response:
+    """POST /containers/{ref}/restart."""
+    query = request.query
+    await services.containers.restart(
+        request.params["ref"], timeout=query.number("t"), signal=query.get("signal") or None
+    )
+    return Response.empty()
+
+
+async def kill(services: Services, request: Request) -> Response:
+    """POST /containers/{ref}/kill."""
+    await services.containers.kill(request.params["ref"], request.query.get("signal") or "KILL")
+    return Response.empty()
+
+
+async def remove(services: Services, request: Request) -> Response:
+    """DELETE /containers/{ref}."""
+    query = request.query
+    await services.containers.remove(
+        request.params["ref"], force=query.flag("force"), volumes=query.flag("v"), link=query.flag("link")
+    )
+    return Response.empty()
+
+
+async def prune(services: Services, request: Request) -> Response:
+    """POST /containers/prune."""
+    return Response.json(await services.containers.prune(request.query.filters()))
+
+
+async def rename(services: Services, request: Request) -> Response:
+    """POST /containers/{ref}/rename."""
+    await services.containers.rename(request.params["ref"], request.query.get("name"))
+    return Response.empty()
+
+
+async def pause(services: Services, request: Request) -> Response:
+    """POST /containers/{ref}/pause."""
+    await services.containers.pause(request.params["ref"])
+    return Response.empty()
+
+
+async def unpause(services: Services, request: Request) -> Response:
+    """POST /containers/{ref}/unpause."""
+    await services.containers.unpause(request.params["ref"])
+    return Response.empty()
+
+
+async def resize(services: Services, request: Request) -> Response:
+    """POST /containers/{ref}/resize."""
+    height, width = terminal_size(request)
+    await services.containers.resize(request.params["ref"], height, width)
+    return Response.empty(200)
+
+
+def terminal_size(request: Request) -> tuple[int, int]:
+    """``h`` and ``w`` of a resize call."""
+    height, width = request.query.number("h"), request.query.number("w")
+    if height is None or width is None:
+        raise InvalidParameter('strconv.ParseUint: parsing "": invalid syntax')
+    if not (0 <= height < 1 << 16 and 0 <= width < 1 << 16):
+        raise InvalidParameter("invalid resize height or width: value out of range")
+    return height, width
+
+
+async def update(services: Services, request: Request) -> Response:
+    """POST /containers/{ref}/update."""
+    changes = await request.json(HostConfig)
+    return Response.json({"Warnings": await services.containers.update(request.params["ref"], changes)})
+
+
+async def wait(services: Services, request: Request) -> Response:
+    """POST /containers/{ref}/wait: the head goes out at once, the exit code when it is known."""
+    waiter = services.containers.wait(request.params["ref"], request.query.get("condition") or "not-running")
+    return Response.stream(_Outcome(waiter))
+
+
+class _Outcome:
+    """The body of wait: one document, when there is something to say."""
+
+    def __init__(self, waiter: Waiter) -> None:
+        self._waiter: Waiter | None = waiter
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self._waiter is None:
+            raise StopAsyncIteration
+        waiter, self._waiter = self._waiter, None
+        code, error = await waiter
+        body: dict[str, Any] = {"StatusCode": code}
+        if error:
+            body["Error"] = {"Message": error}
+        return codec.encode(body)
+
+    async def aclose(self) -> None:
+        """The client has left."""
+        if self._waiter is not None:
+            self._waiter.cancel()
+
+
+# -- streams ----------------------------------------------------------------------------------------------------
+
+
+async def attach(services: Services, request: Request) -> None:
+    """POST /containers/{ref}/attach."""
+    query = request.query
+    container = services.containers.get(request.params["ref"])
+    check_attachable(container)
+    parse_keys(query.get("detachKeys"))
+    connection = await request.hijack(content_type=stream_type(request, container.config.tty))
+    await services.containers.attach(
+        container.id,
+        connection,
+        logs=query.flag("logs"),
+        stream=query.flag("stream"),
+        stdin=query.flag("stdin"),
+        stdout=query.flag("stdout"),
+        stderr=query.flag("stderr"),
+        detach_keys=query.get("detachKeys"),
+    )
+
+
+def stream_type(request: Request, terminal: bool) -> str:
+    """The content type of a stream of output; before API 1.42 it is always the raw one."""
+    return _RAW if terminal or request.version < (1, 42) else _MULTIPLEXED
+
+
+async def logs(services: Services, request: Request) -> Response:
+    """GET /containers/{ref}/logs."""
+    query = request.query
+    wanted = LogRequest(
+        stdout=query.flag("stdout"),
+        stderr=query.flag("stderr"),
+        follow=query.flag("follow"),
+        since=query.get("since"),
+        until=query.get("until"),
+        timestamps=query.flag("timestamps"),
+        tail=parse_tail(query.get("tail") or "all"),
+        details=query.flag("details"),
+    )
+    container = services.containers.get(request.params["ref"])
+    chunks = services.containers.logs(container.id, wanted)
+    return Response.stream(chunks, stream_type(request, container.config.tty))
+
+
+ROUTES = [
+    Route("GET", "/containers/json", list_containers),
+    Route("POST", "/containers/create", create),
+    Route("POST", "/containers/prune", prune),
+    Route("GET", "/containers/{ref}/json", inspect),
+    Route("POST", "/containers/{ref}/start", start),
+    Route("POST", "/containers/{ref}/stop", stop),
+    Route("POST", "/containers/{ref}/restart", restart),
+    Route("POST", "/containers/{ref}/kill", kill),
+    Route("DELETE", "/containers/{ref}", remove),
+    Route("POST", "/containers/{ref}/rename", rename),
+    Route("POST", "/containers/{ref}/pause", pause),
+    Route("POST", "/containers/{ref}/unpause", unpause),
+    Route("POST", "/containers/{ref}/resize", resize),
+    Route("POST", "/containers/{ref}/update", update),
+    Route("POST", "/containers/{ref}/wait", wait),
+    Route("POST", "/containers/{ref}/attach", attach, hijack=True),
+    Route("GET", "/containers/{ref}/logs", logs),
+]
