@@ -68,7 +68,10 @@ class OciMount:
 
 
 def parse_bind(text: str, volume_driver: str = "") -> MountPoint:
-    """``-v``: ``source:destination[:mode,...]``. An absolute source is a bind, anything else a volume's name."""
+    """``-v``: ``source:destination[:mode,...]``. An absolute source is a bind, anything else a volume's name.
+
+    A bind's source is made at start when it is missing (``create_mountpoint``).
+    """
     parts = text.split(":")
     if not parts[0] or len(parts) > 3:
         raise InvalidParameter(f"invalid volume specification: '{text}'")
@@ -89,12 +92,15 @@ def parse_bind(text: str, volume_driver: str = "") -> MountPoint:
             driver_config=VolumeDriverConfig(name=volume_driver) if volume_driver and not is_bind else None,
         )
     propagation = next(iter(options & _PROPAGATION), "")
+    bind_options = None
+    if is_bind or propagation:
+        bind_options = BindOptions(propagation=propagation, create_mountpoint=is_bind)
     mount = Mount(
         type="bind" if is_bind else "volume",
         source=source,
         target=target,
         read_only="ro" in options,
-        bind_options=BindOptions(propagation=propagation) if propagation else None,
+        bind_options=bind_options,
         volume_options=volume_options,
     )
     try:
