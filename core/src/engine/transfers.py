@@ -116,18 +116,22 @@ class Records(Protocol):
 
 
 class Settings(Protocol):
-    """The keys of daemon.json that are about registries (`engine.config.Config` has them)."""
+    """The settings that are about registries, as `engine.config.Config` has them."""
 
     @property
-    def registry_mirrors(self) -> Sequence[str]: ...  # noqa: D102
+    def registry_mirrors(self) -> Sequence[str]: ...
     @property
-    def insecure_registries(self) -> Sequence[str]: ...  # noqa: D102
+    def insecure_registries(self) -> Sequence[str]: ...
     @property
-    def max_concurrent_downloads(self) -> int: ...  # noqa: D102
+    def max_concurrent_downloads(self) -> int: ...
     @property
-    def max_concurrent_uploads(self) -> int: ...  # noqa: D102
+    def max_concurrent_uploads(self) -> int: ...
     @property
-    def max_download_attempts(self) -> int: ...  # noqa: D102
+    def max_download_attempts(self) -> int: ...
+
+    def proxy(self, name: str) -> str:
+        """``http-proxy``, ``https-proxy`` or ``no-proxy``."""
+        ...
 
 
 def _registry_options(settings: Settings) -> RegistryOptions:
@@ -135,6 +139,9 @@ def _registry_options(settings: Settings) -> RegistryOptions:
         mirrors=tuple(settings.registry_mirrors),
         insecure=tuple(settings.insecure_registries),
         attempts=settings.max_download_attempts,
+        http_proxy=settings.proxy("http-proxy"),
+        https_proxy=settings.proxy("https-proxy"),
+        no_proxy=settings.proxy("no-proxy"),
     )
 
 
@@ -395,17 +402,12 @@ class Transfers:
                 return
             except (EngineError, OSError):
                 log.info("a shared download failed, trying alone", extra={"digest": blob.digest})
-        if await self._workers.call(self._content.has, blob.digest):
-            return
+        # No await from here until the flight is known to others.
         if self._downloads.locked():
             bar.say("Waiting")
         cancel, bars = Cancel(), [bar]
-        flight = _Flight(
-            self._workers.spawn(self._fly(repository.stopped_by(cancel), blob, bars), name=f"download {blob.digest}"),
-            cancel,
-            bars,
-        )
-        self._flights[blob.digest] = flight
+        task = self._workers.spawn(self._fly(repository.stopped_by(cancel), blob, bars), name=f"download {blob.digest}")
+        flight = self._flights[blob.digest] = _Flight(task, cancel, bars)
         flight.task.add_done_callback(lambda _: self._landed(blob.digest, flight))
         await self._ride(blob.digest, flight, bar)
 
@@ -438,6 +440,8 @@ class Transfers:
 
     def _fetch_blob(self, repository: Repository, blob: Descriptor, bars: list[Bar]) -> None:
         """Download and verify one blob, going on where an interrupted download stopped."""
+        if self._content.has(blob.digest):
+            return
         while True:
             with self._content.writer(blob.digest, blob.size) as writer:
                 resumed = writer.offset > 0

@@ -261,6 +261,8 @@ class Transport:
             "blocksize": BLOCK,
             "timeout": urllib3.Timeout(connect=_CONNECT_SECONDS, read=_STALL_SECONDS),
         }
+        if not verify:  # decided by the rules of `endpoints`, which is where users read about it
+            urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
         if scheme == "https":
             settings["ssl_context"] = self._tls(host, verify)
         proxy = self.options.https_proxy if scheme == "https" else self.options.http_proxy
@@ -330,9 +332,8 @@ def _refusal(chain: list[BaseException], url: str) -> str:
             return f"remote error: tls: {(cause.reason or 'handshake failure').lower().replace('_', ' ')}"
         if isinstance(cause, OSError) and cause.errno in _CONNECT_ERRORS:
             return f"dial tcp {address}: connect: {_CONNECT_ERRORS[cause.errno]}"
-        if isinstance(cause, ConnectTimeoutError):
-            return f"dial tcp {address}: i/o timeout"
-    return ""
+    timed_out = any(isinstance(cause, ConnectTimeoutError) for cause in chain)
+    return f"dial tcp {address}: i/o timeout" if timed_out else ""
 
 
 def _breakage(chain: list[BaseException]) -> str:

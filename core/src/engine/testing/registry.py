@@ -202,6 +202,8 @@ class FakeRegistry:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    wbufsize = 64 * 1024  # head and body in one segment
+    disable_nagle_algorithm = True
     cut_after: int | None = None
 
     @property
