@@ -166,9 +166,9 @@ class Launcher:
         async with self._lock:
             self._start()
 
-    def _start(self) -> None:
-        if self.pid is not None:
-            return
+    def _start(self) -> subprocess.Popen[bytes]:
+        if self._process is not None and self._process.poll() is None:
+            return self._process
         if self._process is not None:
             _log.warning("the launcher has ended; starting another", extra={"status": self._process.returncode})
         self._close()
@@ -192,6 +192,7 @@ class Launcher:
                 cwd="/",
             )
         self._socket = ours
+        return self._process
 
     async def stop(self) -> None:
         """End the launcher. Its monitors, and what they hold, live on."""
@@ -213,9 +214,9 @@ class Launcher:
         """
         packet = task.encode()
         last: Exception | None = None
-        for _ in range(2):
+        for _ in range(3):
             async with self._lock:
-                self._start()
+                process = self._start()
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             monitor = Monitor(task.directory, ours)
             try:
@@ -226,6 +227,8 @@ class Launcher:
             except (OSError, Unavailable) as error:
                 monitor.close()
                 last = error
+                if isinstance(error, OSError):  # it ends: its socket is closed already
+                    await asyncio.to_thread(process.wait)
         raise Unavailable(f"cannot start a monitor for {task.id}: {last}")
 
     async def _request(self, packet: bytes, theirs: socket.socket) -> None:

@@ -30,9 +30,10 @@ def _see_only_the_engine() -> None:
 
 def _serve(requests: socket.socket) -> None:
     from engine.monitor import process
+    from engine.monitor.wire import receive
 
     while True:
-        packet, fds, _, _ = socket.recv_fds(requests, _PACKET, 1, socket.MSG_CMSG_CLOEXEC)
+        packet, fds, _ = receive(requests, _PACKET, 1)
         if not packet:
             return
         try:

@@ -23,6 +23,7 @@ from engine.monitor.attachment import CHUNK, Attachment
 from engine.monitor.loop import READ, WRITE, Loop
 from engine.monitor.oom import OomWatch
 from engine.monitor.stdin import Stdin
+from engine.monitor.wire import receive
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -92,11 +93,11 @@ class Connection:
 
     def _receive(self) -> None:
         try:
-            packet, fds, flags, _ = socket.recv_fds(self._sock, _PACKET, 8, socket.MSG_CMSG_CLOEXEC)
+            packet, fds, truncated = receive(self._sock, _PACKET, 8)
         except BlockingIOError:
             return
         except OSError:
-            packet, fds, flags = b"", [], 0
+            packet, fds, truncated = b"", [], False
         if not packet:
             self.close()
             return
@@ -104,7 +105,7 @@ class Connection:
         try:
             message = json.loads(packet)
             identifier = message["id"]
-            if flags & socket.MSG_CTRUNC:
+            if truncated:
                 raise Refused("invalid", "too many descriptors")
             self._monitor.request(self, identifier, message, fds)
         except Refused as refusal:

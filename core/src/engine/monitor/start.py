@@ -11,6 +11,7 @@ import termios
 import types
 
 from engine import kernel
+from engine.monitor.wire import receive
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ class Console:
             return None
         with connection:
             connection.settimeout(10)
-            _, fds, _, _ = socket.recv_fds(connection, 4096, 4)
+            _, fds, _ = receive(connection, 4096, 4)
         for extra in fds[1:]:
             os.close(extra)
         return fds[0] if fds else None

@@ -1,0 +1,19 @@
+"""Packets with descriptors, as launcher and monitors receive them."""
+
+from __future__ import annotations
+
+import socket
+
+
+def receive(sock: socket.socket, size: int, descriptors: int) -> tuple[bytes, list[int], bool]:
+    """One packet, the descriptors that came with it, and whether there were more than ``descriptors``.
+
+    Descriptors are closed on exec. (`socket.recv_fds` takes flags but, before Python 3.12, ignores them, so a
+    descriptor it received would leak into the container.)
+    """
+    packet, ancillary, flags, _ = sock.recvmsg(size, socket.CMSG_LEN(4 * descriptors), socket.MSG_CMSG_CLOEXEC)
+    fds: list[int] = []
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            fds.extend(memoryview(data)[: len(data) // 4 * 4].cast("i"))
+    return packet, fds, bool(flags & socket.MSG_CTRUNC)
