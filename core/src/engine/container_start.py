@@ -27,7 +27,7 @@ from engine.drivers.runtime import Bundle, Launch, RuntimeDriver
 from engine.errors import Conflict, EngineError, NotFound, StartFailed
 from engine.host import Host
 from engine.kernel import MNT_DETACH, MS_NODEV, MS_NOEXEC, MS_NOSUID, mount, umount
-from engine.model.container import Container
+from engine.model.container import Container, Ulimit
 from engine.monitor.client import LaunchFailed, Task
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ class Starter:
             undo.push_async_callback(self._undo, self._images.unmount_rootfs, container.id)
             rootfs = await self._images.mount_rootfs(container.id)
             undo.push_async_callback(self._undo, self._volumes.unmount, container)
-            mounts = await self._volumes.mount(container)
+            mounts = await self._volumes.mount(container, rootfs)
             undo.push_async_callback(self._undo, self._networks.detach, container)
             attachment = await self._networks.attach(container)
             container = with_attachment(container, attachment)

@@ -192,12 +192,13 @@ class Containers(ContainerRecords):
         await self.workers.call(directory.mkdir, 0o710, True)
         try:
             await self.images.create_rootfs(container.id, image, container.host_config.storage_opt or {})
-            mounts = await self.volumes.resolve(container.id, container.config, container.host_config, image, self.get)
+            mounts = await self.volumes.resolve(container.id, container.config, container.host_config, self.get)
             container = msgspec.structs.replace(container, mounts=mounts)
             await self._store.commit(
                 Put(KIND, container.id, msgspec.json.encode(container)), Name(KIND, container.name, container.id)
             )
         except BaseException as error:
+            await self.volumes.abandon(container.id)
             await self.discard(container)
             if isinstance(error, NameTaken):
                 raise AlreadyExists(_taken(container.name, error.holder)) from None
