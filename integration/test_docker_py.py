@@ -12,6 +12,11 @@ import pytest
 from docker.errors import APIError, ContainerError, ImageNotFound, NotFound
 from harness import Daemon
 
+# docker-py leaves sockets of hijacked and streamed answers to the garbage collector
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning", "ignore:unclosed:ResourceWarning"
+)
+
 
 @pytest.fixture
 def client(daemon: Daemon) -> Iterator[docker.DockerClient]:

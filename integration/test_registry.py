@@ -95,9 +95,11 @@ def test_several_tags_are_one_image_and_rmi_untags(cli: Client) -> None:
     assert "bb" in cli("images", "bb").out
 
 
-def test_an_image_in_use_is_not_removed(cli: Client, name: str) -> None:
+def test_an_image_in_use_is_not_removed(cli: Client, name: str, tmp_path: Path) -> None:
     reference = f"used-{cli.program}:1"
-    cli("tag", "bb", reference)
+    with tarfile.open(tmp_path / "rootfs.tar", "w") as archive:
+        archive.add(__file__, "file")
+    cli("import", "-c", "CMD /x", str(tmp_path / "rootfs.tar"), reference)
     identifier = cli("create", "--name", name, reference).out.strip()
 
     result = cli("rmi", reference, check=False)
