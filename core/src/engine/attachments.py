@@ -1,0 +1,184 @@
+"""Containers on networks, the kernel's side: a sandbox, its endpoints, the ports published through one of them.
+
+The functions here run on a worker thread in one go (a start should not hop between threads for each step), know
+drivers and sandboxes, and nothing of records, names or addresses: those are decided by `engine.networks`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import socket
+import struct
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from engine import kernel, sandbox
+from engine.drivers.network import Endpoint, Joined, Network, NetworkDriver, PublishedPort
+from engine.errors import Conflict, EngineError
+
+__all__ = ["Live", "Plug", "add", "detach", "disconnect", "restorable", "set_up"]
+
+_SIOCGIFHWADDR = 0x8927
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, kw_only=True)
+class Plug:
+    """One endpoint of a running container. ``routes``: it can be the way out, and carry published ports.
+
+    ``interface`` is empty for a container taken over from an earlier daemon, until somebody needs it (`_interfaces`).
+    """
+
+    name: str  # of the network, the key in the container's record
+    network: Network
+    driver: NetworkDriver
+    endpoint: Endpoint
+    routes: bool
+    interface: str = ""
+    joined: Joined | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class Live:
+    """What a running container has: its sandbox (no ``path``: the host's), its endpoints, the gateway's first.
+
+    ``wanted`` are the ports to publish, ``published`` those that are, through the first plug that routes.
+    """
+
+    container_id: str
+    container_name: str
+    sandbox_id: str
+    path: Path | None
+    plugs: list[Plug] = field(default_factory=list)
+    wanted: tuple[PublishedPort, ...] = ()
+    published: tuple[PublishedPort, ...] = ()
+    publisher: Plug | None = None
+
+    @property
+    def gateway(self) -> Plug | None:
+        """The endpoint the default route goes through."""
+        return next((plug for plug in self.plugs if plug.routes), None)
+
+
+def set_up(live: Live) -> None:
+    """Make the sandbox, connect every endpoint in order (the gateway's route is the first), publish; or nothing."""
+    with ExitStack() as undo:
+        undo.callback(detach, live)
+        if live.path is not None:
+            sandbox.create(live.path)
+        for plug in live.plugs:
+            _connect(live, plug)
+        _publish(live)
+        undo.pop_all()
+
+
+def add(live: Live, plug: Plug) -> None:
+    """Connect one more endpoint to a running container, under the first free of ``eth0``, ``eth1``...; or nothing."""
+    if live.path is not None:
+        used = _interfaces(live)
+        plug.interface = next(name for number in range(len(used) + 1) if (name := f"eth{number}") not in used)
+    _connect(live, plug)
+    live.plugs.append(plug)
+    try:
+        _publish(live)
+    except BaseException:
+        disconnect(live, plug)
+        raise
+
+
+def _connect(live: Live, plug: Plug) -> None:
+    plug.endpoint = plug.driver.create_endpoint(plug.network, plug.endpoint)
+    if live.path is None or "sandbox" not in plug.driver.capabilities:
+        return
+    try:
+        plug.joined = plug.driver.join(plug.network, plug.endpoint, live.path, interface=plug.interface)
+    except BaseException:
+        _try(plug.driver.delete_endpoint, plug.network.id, plug.endpoint.id)
+        raise
+
+
+def _publish(live: Live) -> None:
+    """Publish the wanted ports through the gateway, if they are not; a network without a way out publishes nothing."""
+    gateway = live.gateway
+    if gateway is None or live.publisher is gateway or not live.wanted or "publish" not in gateway.driver.capabilities:
+        return
+    try:
+        live.published = gateway.driver.publish(gateway.network, gateway.endpoint, live.wanted)
+    except Conflict as error:
+        raise EngineError(
+            f"driver failed programming external connectivity on endpoint {live.container_name} "
+            f"({gateway.endpoint.id}): {error}"
+        ) from error
+    live.publisher = gateway
+
+
+def disconnect(live: Live, plug: Plug) -> None:
+    """Take one endpoint out of a running sandbox; ports and the default route move to the next one that routes."""
+    was_gateway = live.gateway is plug
+    if live.publisher is plug:
+        _try(plug.driver.unpublish, plug.network.id, plug.endpoint.id)
+        live.publisher, live.published = None, ()
+    if live.path is not None and plug.joined is not None:
+        _try(plug.driver.leave, plug.network.id, plug.endpoint.id, live.path)
+    _try(plug.driver.delete_endpoint, plug.network.id, plug.endpoint.id)
+    if plug in live.plugs:
+        live.plugs.remove(plug)
+    gateway = live.gateway
+    if was_gateway and gateway is not None and live.path is not None:
+        # joining again is harmless, and sets the default route that is missing now
+        _interfaces(live)
+        gateway.driver.join(gateway.network, gateway.endpoint, live.path, interface=gateway.interface)
+        _publish(live)
+
+
+def detach(live: Live) -> None:
+    """Release everything, each step whatever became of the others. The sandbox goes before its endpoints: the kernel
+    then removes their interfaces in the background, where a deletion here would wait tens of milliseconds."""
+    if live.publisher is not None:
+        _try(live.publisher.driver.unpublish, live.publisher.network.id, live.publisher.endpoint.id)
+        live.publisher, live.published = None, ()
+    if live.path is not None:
+        _try(sandbox.delete, live.path)
+    for plug in live.plugs:
+        if live.path is not None and plug.joined is not None:
+            _try(plug.driver.leave, plug.network.id, plug.endpoint.id, live.path)
+        _try(plug.driver.delete_endpoint, plug.network.id, plug.endpoint.id)
+
+
+def _interfaces(live: Live) -> set[str]:
+    """Names of the interfaces in the sandbox; plugs that do not know theirs learn it, by MAC address."""
+    assert live.path is not None
+    found = kernel.in_namespace(live.path, _interfaces_here)
+    for plug in live.plugs:
+        plug.interface = plug.interface or found.get(plug.endpoint.mac, "")
+    return set(found.values())
+
+
+def _interfaces_here() -> dict[str, str]:
+    found = {}
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        for _, name in socket.if_nameindex():
+            answer = fcntl.ioctl(sock, _SIOCGIFHWADDR, struct.pack("16s24x", name.encode()))
+            found[answer[18:24].hex(":")] = name
+    return found
+
+
+def restorable(lives: Sequence[Live]) -> dict[str, list[tuple[Endpoint, tuple[PublishedPort, ...]]]]:
+    """Of running containers, what each network's driver has to restore: by network id."""
+    found: dict[str, list[tuple[Endpoint, tuple[PublishedPort, ...]]]] = {}
+    for live in lives:
+        for plug in live.plugs:
+            ports = live.published if live.publisher is plug else ()
+            found.setdefault(plug.network.id, []).append((plug.endpoint, ports))
+    return found
+
+
+def _try(function: Callable[..., object], *arguments: object) -> None:
+    try:
+        function(*arguments)
+    except Exception:
+        _log.exception("releasing a container's network", extra={"step": getattr(function, "__qualname__", "")})
