@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -36,7 +36,7 @@ from engine.registry.manifests import (
     parse,
 )
 from engine.registry.progress import Bar, Progress, aux, message
-from engine.registry.transport import Cancel
+from engine.registry.transport import Cancel, Response
 
 if TYPE_CHECKING:
     from engine.content import Content
@@ -181,6 +181,45 @@ class Transfers:
     async def login(self, auth: RegistryAuth) -> str:
         """Check credentials with their registry; the identity token or ''. `Unauthorized` when they are wrong."""
         return await self._workers.call(self._registries.login, auth)
+
+    async def search(self, term: str, limit: int, auth: RegistryAuth | None = None) -> list[Mapping[str, Any]]:
+        """Repositories of Docker Hub, or of the registry ``term`` names, that match."""
+        from engine.registry.search import search
+
+        return await self._workers.call(search, self._registries, term, limit, auth or ANONYMOUS)
+
+    async def describe(self, reference: str, auth: RegistryAuth | None = None) -> dict[str, object]:
+        """What the registry has under a name: Docker's DistributionInspect body. Nothing is stored."""
+        import msgspec
+
+        wanted = parse_reference(reference).with_default_tag()
+        repository, found = await self._workers.call(
+            self._on_some_endpoint,
+            wanted,
+            auth or ANONYMOUS,
+            Cancel(),
+            lambda repository: repository.manifest(wanted.digest or wanted.tag or ""),
+        )
+        if found.is_index:
+            platforms = [entry.platform for entry in found.manifests if entry.platform]
+        else:
+            platforms = await self._workers.call(_config_platform, repository, found)
+        return {"Descriptor": msgspec.to_builtins(found.descriptor), "Platforms": platforms}
+
+    async def open_url(self, url: str, progress: Progress) -> AsyncIterator[bytes]:
+        """The bytes at an http(s) URL (``docker import URL``), said to be downloading; the scheme may be left out."""
+        place = url if "://" in url else f"http://{url}"
+        response = await self._workers.call(self._registries.get, place, deadline=None)
+        progress(message(f"Downloading from {place}"))
+        return self._read(response)
+
+    async def _read(self, response: Response) -> AsyncIterator[bytes]:
+        pieces = response.chunks()
+        try:
+            while piece := await self._workers.call(next, pieces, b""):
+                yield piece
+        finally:
+            response.close()
 
     # -- pull --------------------------------------------------------------------------------------------------
 
@@ -629,6 +668,22 @@ class Transfers:
             if not task.cancelled() and (error := task.exception()) is not None:
                 log.info("transfer stopped", extra={"reason": str(error)})
             raise
+
+
+def _config_platform(repository: Repository, manifest: Manifest) -> list[dict[str, Any]]:
+    """The platform the config of an image says, as a list; empty when it says none (other artifacts)."""
+    import msgspec
+
+    descriptor = manifest.config
+    if descriptor is None or descriptor.media_type not in _CONFIG_TYPES or descriptor.size > MANIFEST_LIMIT:
+        return []
+    raw = b"".join(repository.blob(descriptor))
+    try:
+        config = msgspec.json.decode(raw, type=dict[str, Any])
+    except msgspec.DecodeError:
+        return []
+    shown = {key: config[key] for key in ("architecture", "os", "os.version", "variant") if config.get(key)}
+    return [shown] if shown else []
 
 
 def _same_registry(wanted: Reference, image: Image) -> list[str]:

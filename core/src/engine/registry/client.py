@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import IO, TYPE_CHECKING
 from urllib.parse import urlencode, urljoin, urlsplit
 
@@ -95,6 +96,21 @@ class Registries:
             yield Repository(self, contact, reference.path, ANONYMOUS if endpoint.mirror else auth, push, cancel)
         if failure and not answered:
             raise failure
+
+    def get(self, url: str) -> Response:
+        """Any http(s) address, anonymously; the caller closes the response. An error status raises."""
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.netloc:
+            raise InvalidParameter(f"unsupported address: {parts.scheme}://{parts.netloc}")
+        response = self.transport.request("GET", url, endpoint=Endpoint(f"{parts.scheme}://{parts.netloc}"))
+        if response.status != HTTPStatus.OK:
+            response.close()
+            raise RegistryError(
+                f"failed to GET {parts.scheme}://{parts.netloc}{parts.path} with status "
+                f"{describe_status(response.status)}",
+                status=response.status,
+            )
+        return response
 
     def login(self, auth: RegistryAuth) -> str:
         """Check credentials against their registry; returns the identity (refresh) token, '' when there is none.

@@ -106,6 +106,10 @@ class Response:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the connection: for the next request when the body was read to its end, else close it."""
         if self._ended or not self._raw.length_remaining:
             self._raw.drain_conn()
             self._raw.release_conn()
