@@ -17,7 +17,7 @@ from urllib.parse import urlencode, urljoin, urlsplit
 
 import msgspec
 
-from engine.errors import EngineError, Unauthorized
+from engine.errors import EngineError, InvalidParameter, Unauthorized
 from engine.model.image import Descriptor
 from engine.names import Reference, is_sha256
 from engine.registry.auth import ANONYMOUS, Challenge, RegistryAuth, Tokens, parse_challenges, request_token
