@@ -96,17 +96,21 @@ class HttpServer:
             connection.close_if_idle()
 
     async def close(self, grace: float = 5.0) -> None:
-        """Stop listening, give running requests ``grace`` seconds, then cancel them."""
+        """Stop listening; end streams and long waits; give other requests ``grace`` seconds, then cancel them."""
         self.stop_listening()
-        tasks = self._running()
-        if tasks:
-            await asyncio.wait(tasks, timeout=grace)
-        for task in (tasks := self._running()):
+        await self._wait(0.2)  # streams whose source has just ended finish in good order
+        for connection in list(self.connections):
+            connection.end_long_request()
+        await self._wait(grace)
+        for task in self._running():
             task.cancel()
-        if tasks:
-            await asyncio.wait(tasks, timeout=grace)
+        await self._wait(grace)
         for connection in list(self.connections):
             connection.abort()
+
+    async def _wait(self, seconds: float) -> None:
+        if tasks := self._running():
+            await asyncio.wait(tasks, timeout=seconds)
 
     def _running(self) -> list[asyncio.Task[None]]:
         return [connection.task for connection in self.connections if connection.task is not None]
@@ -328,7 +332,7 @@ class _Connection(asyncio.Protocol):
         if not self._queue:
             return False
         if self._is_gone():
-            self._client_left()
+            self.end_long_request()
         else:
             self._loop.call_later(5.0, self._check_half_closed)
         return True
@@ -343,7 +347,7 @@ class _Connection(asyncio.Protocol):
             self._arriving.finish("unexpected EOF")
             self._arriving = None
         self.resume_writing()
-        self._client_left()
+        self.end_long_request()
         while len(self._queue) > 1:
             self._queue.pop()
 
@@ -674,7 +678,8 @@ class _Connection(asyncio.Protocol):
         """Drop the client now."""
         self._transport.abort()
 
-    def _client_left(self) -> None:
+    def end_long_request(self) -> None:
+        """Cancel the request that runs if it streams an answer or declared that it may be cancelled."""
         if self._queue and self.task is not None and (self._streaming or self._queue[0].cancellable):
             self.task.cancel()
 
@@ -690,7 +695,7 @@ class _Connection(asyncio.Protocol):
     def _check_half_closed(self) -> None:
         if not self._lost and self._queue:
             if self._is_gone():
-                self._client_left()
+                self.end_long_request()
             else:
                 self._loop.call_later(5.0, self._check_half_closed)
 
