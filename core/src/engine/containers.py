@@ -453,7 +453,7 @@ class Containers(ContainerRecords):
         async with live.lock:
             container = self._records.get(live.id)
             if container is None or not is_running(container):
-                raise Conflict(f"cannot kill container: {ref}: container {live.id} is not running")
+                raise Conflict(f"container {live.id} is not running")
             if container.state.status == "restarting":
                 return await self._cancel_restart(live)
             if number in (SIGKILL, container_create.stop_signal(container)):
@@ -587,7 +587,7 @@ class Containers(ContainerRecords):
                 raise InvalidParameter("Renaming a container with the same name as its current name")
             holder = self._names.setdefault(name, live.id)
             if holder != live.id:
-                raise AlreadyExists(_taken(name, holder))
+                raise AlreadyExists(f"Error when allocating new name: {_taken(name, holder)}")
             renamed = self._records[live.id] = msgspec.structs.replace(container, name=name)
             try:
                 await self._store.commit(
@@ -649,7 +649,7 @@ class Containers(ContainerRecords):
         container = self.get(ref)
         monitor = self.monitor(container.id)
         if monitor is None:
-            raise Conflict(f"Container {ref} is not running")
+            raise Conflict(f"Container {container.id} is not running")
         await monitor.resize(height, width)
         await self.event(container, "resize", height=str(height), width=str(width))
 
@@ -667,13 +667,13 @@ class Containers(ContainerRecords):
             container = self.get(live.id)
             status = container.state.status
             if pause and status == "paused":
-                raise Conflict(f"Container {ref} is already paused")
+                raise Conflict(f"Container {live.id} is already paused")
             if pause and status == "restarting":
-                raise Conflict(f"Container {ref} is restarting, wait until the container is running")
+                raise Conflict(f"Container {live.id} is restarting, wait until the container is running")
             if pause and status != "running":
-                raise Conflict(f"Container {ref} is not running")
+                raise Conflict(f"Container {container.id} is not running")
             if not pause and status != "paused":
-                raise Conflict(f"Container {ref} is not paused")
+                raise Conflict(f"Container {live.id} is not paused")
 
             def act() -> None:
                 runtime = self.runtime(container)
@@ -683,6 +683,33 @@ class Containers(ContainerRecords):
             if self._records[live.id].state.status == status:  # it may have ended meanwhile
                 await self.change_state(live.id, status="paused" if pause else "running")
         await self.event(container, "pause" if pause else "unpause")
+
+    async def connect(self, network: str, ref: str, settings: EndpointSettings) -> None:
+        """Connect a container, running or not, to one more network."""
+        live = self._live[self.get(ref).id]
+        async with live.lock:
+            container = self.get(live.id)
+            settings = await self.networks.connect(network, container, settings)
+            await self._save_networks({**container.networks, self.networks.get(network).name: settings}, live)
+
+    async def disconnect(self, network: str, ref: str, *, force: bool = False) -> None:
+        """Take a container off a network."""
+        live = self._live[self.get(ref).id]
+        async with live.lock:
+            container = self.get(live.id)
+            await self.networks.disconnect(network, container, force=force)
+            try:
+                name = self.networks.get(network).name
+            except NotFound:
+                name = network
+            await self._save_networks({k: v for k, v in container.networks.items() if k != name}, live)
+
+    async def _save_networks(self, networks: dict[str, EndpointSettings], live: Live) -> None:
+        container = msgspec.structs.replace(self._records[live.id], networks=networks)
+        attachment = self.networks.attachment(container)
+        if attachment is not None:
+            container = msgspec.structs.replace(container, ports=dict(attachment.ports))
+        await self.save(container)
 
     async def update(self, ref: str, changes: HostConfig) -> list[str]:
         """Change limits and restart policy, of a running container at once; what is empty stays. Returns warnings."""
