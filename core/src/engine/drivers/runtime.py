@@ -52,6 +52,8 @@ class Launch:
     in the child, which *is* the container's process. ``launcher`` names the preloaded launcher to fork from,
     ``bundle`` is the path handed to ``main``.
 
+    ``temporary``: files the monitor removes once the start has succeeded or failed.
+
     ``hide``: mount points unmounted in a private mount namespace before ``argv`` runs (the host keeps them).
     """
 
@@ -64,6 +66,7 @@ class Launch:
     console_socket: Path | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     hide: tuple[str, ...] = ()
+    temporary: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,8 +105,10 @@ class RuntimeDriver(ABC):
         runtime; must not start anything."""
 
     @abstractmethod
-    def start_error(self, bundle: Bundle, status: int, text: str) -> EngineError:
-        """Turn the output of a failed launch into an error in dockerd's words (`StartFailed` with 127, 126 or 128)."""
+    def start_error(self, bundle: Bundle, status: int, text: str, *, exec: bool = False) -> EngineError:
+        """Turn the output of a failed launch into an error in dockerd's words (`StartFailed` with 127, 126 or 128).
+
+        ``exec`` tells that the launch was one of `launch_exec`."""
 
     def exec_error(self, bundle: Bundle, status: int, text: str) -> EngineError:
         """As `start_error`, for a failed `launch_exec` (``OCI runtime exec failed: ...``)."""

@@ -110,6 +110,7 @@ class Task:
                     "console_socket": path(launch.console_socket),
                     "environment": dict(launch.environment),
                     "hide": list(launch.hide),
+                    "temporary": [str(path) for path in launch.temporary],
                 },
             }
         ).encode()

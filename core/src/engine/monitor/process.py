@@ -349,6 +349,7 @@ class Monitor:
 
     def _started(self, pid: int) -> None:
         self.loop.cancel(self._start_timer)
+        self._remove_temporary()
         self._state = "running"
         self._pid = pid
         self._pidfd = os.pidfd_open(pid)
@@ -381,7 +382,12 @@ class Monitor:
         if self._start_request is not None:
             connection, identifier = self._start_request
             connection.send({"id": identifier, "error": text, "kind": "launch", "status": code})
+        self._remove_temporary()
         self._give_up()
+
+    def _remove_temporary(self) -> None:
+        for path in self._launch["temporary"]:
+            start.unlink(path)
 
     def _give_up(self) -> None:
         """End without ever having run anything."""
