@@ -526,7 +526,7 @@ def test_layers_of_a_sister_repository_are_mounted(pulled: Engine, registry: Fak
 def test_all_tags_of_a_name_are_pushed(pulled: Engine, registry: FakeRegistry, other: FakeRegistry) -> None:
     for tag in ("a", "b"):
         retag(pulled, f"{registry.host}/app:v1", f"{other.host}/copy:{tag}")
-    run(pulled.push(f"{other.host}/copy"))
+    run(pulled.push(f"{other.host}/copy", all_tags=True))
     assert {"a", "b"} <= set(other.repository("copy").manifests)
 
 

@@ -508,9 +508,15 @@ class Transfers:
     # -- push --------------------------------------------------------------------------------------------------
 
     async def push(
-        self, reference: str, *, platform: Platform | None = None, auth: RegistryAuth | None = None, progress: Progress
+        self,
+        reference: str,
+        *,
+        platform: Platform | None = None,
+        all_tags: bool = False,
+        auth: RegistryAuth | None = None,
+        progress: Progress,
     ) -> None:
-        """Send an image to the registry its name says; without a tag, all tags of that name.
+        """Send an image (or, with ``all_tags``, all tags of a name) to the registry its name says.
 
         What a tag names is sent whole when all of it is here - an index with every platform - else the manifest for
         ``platform`` (or this machine). Raises `NotFound` in dockerd's words when there is nothing to push.
@@ -519,15 +525,15 @@ class Transfers:
         progress(message(f"The push refers to repository [{wanted.name}]"))
         if wanted.digest:
             raise InvalidParameter("cannot push a digest reference")
-        tagged = self._tagged(wanted)
+        tagged = self._tagged(wanted if all_tags else wanted.with_default_tag(), all_tags)
         cancel = Cancel()
         await self._cancellable(cancel, self._push(wanted, tagged, platform, auth or ANONYMOUS, progress, cancel))
 
-    def _tagged(self, wanted: Reference) -> list[Reference]:
+    def _tagged(self, wanted: Reference, all_tags: bool) -> list[Reference]:
         known = [found for found in map(parse_reference, self._records.references(wanted.name)) if found.tag]
         if not known:
             raise NotFound(f"An image does not exist locally with the tag: {wanted.familiar_name}")
-        if not wanted.tag:
+        if all_tags:
             return known
         if wanted not in known:
             raise NotFound(f"tag does not exist: {wanted.familiar}")

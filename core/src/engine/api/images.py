@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -33,12 +32,8 @@ async def _list(services: Services, request: Request) -> Response:
     filters = request.query.filters()
     if request.version < (1, 25) and "reference" not in filters and request.query.get("filter"):
         filters = Filters({**filters, "reference": [request.query.get("filter")]})
-    found = await services.images.list(
-        filters,
-        all=request.query.flag("all"),
-        shared_size=request.version >= (1, 42) and request.query.flag("shared-size"),
-        manifests=request.version >= (1, 47) and request.query.flag("manifests"),
-    )
+    shared_size = request.version >= (1, 42) and request.query.flag("shared-size")
+    found = services.images.list(filters, all=request.query.flag("all"), shared_size=shared_size)
     return Response.json([_summary(image, request.version) for image in found])
 
 
@@ -61,7 +56,7 @@ async def _inspect(services: Services, request: Request) -> Response:
     platform = _platform(request, since=(1, 49))
     if manifests and platform:
         raise InvalidParameter("conflicting options: manifests and platform options cannot both be set")
-    shown = dict(await services.images.inspect(request.params["name"], platform, manifests=manifests))
+    shown = dict(services.images.inspect(request.params["name"], platform))
     if request.version < (1, 44):
         shown["VirtualSize"] = shown["Size"]
         shown["Created"] = shown.get("Created") or ZERO_TIME
@@ -95,7 +90,7 @@ _EMPTY_CONFIG: dict[str, Any] = {
 
 
 async def _history(services: Services, request: Request) -> Response:
-    return Response.json(services.images.history(request.params["name"], _platform(request, since=(1, 48))))
+    return Response.json(services.images.history(request.params["name"]))
 
 
 async def _search(services: Services, request: Request) -> Response:
@@ -215,7 +210,9 @@ async def _push(services: Services, request: Request) -> Response:
     auth = _credentials(request)
 
     async def work(progress: Progress) -> None:
-        await services.images.push(reference.familiar, platform=platform, auth=auth, progress=progress)
+        await services.images.push(
+            reference.familiar, platform=platform, all_tags=not tag and not reference.tag, auth=auth, progress=progress
+        )
 
     return await progress_response(work)
 
@@ -233,21 +230,8 @@ async def _load(services: Services, request: Request) -> Response:
 
 async def _save(services: Services, request: Request) -> Response:
     names = [request.params["name"]] if "name" in request.params else request.query.all("names")
-    archive = services.images.save(names, _platform(request, since=(1, 48)))
-    # The first piece decides whether this is an archive or an error.
-    first = await anext(archive, b"")
-    return Response.stream(_continued(first, archive), _TAR)
-
-
-async def _continued(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    try:
-        yield first
-        async for piece in rest:
-            yield piece
-    finally:
-        close = getattr(rest, "aclose", None)
-        if close is not None:
-            await close()
+    archive = await services.images.save(names, _platform(request, since=(1, 48)))
+    return Response.stream(archive, _TAR)
 
 
 # -- registries ---------------------------------------------------------------------------------------------------
