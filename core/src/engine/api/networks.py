@@ -57,13 +57,13 @@ async def _prune(services: Services, request: Request) -> Response:
 
 async def _connect(services: Services, request: Request) -> Response:
     body = await request.json(_Connect)
-    await services.containers.connect(body.container, request.params["ref"], body.endpoint_config or EndpointSettings())
+    await services.containers.connect(request.params["ref"], body.container, body.endpoint_config or EndpointSettings())
     return Response.empty(200)
 
 
 async def _disconnect(services: Services, request: Request) -> Response:
     body = await request.json(_Disconnect)
-    await services.containers.disconnect(body.container, request.params["ref"], force=body.force)
+    await services.containers.disconnect(request.params["ref"], body.container, force=body.force)
     return Response.empty(200)
 
 

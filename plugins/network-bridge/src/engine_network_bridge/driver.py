@@ -7,6 +7,7 @@ table is ``engine-<instance>`` - so that `restore` can remove what should not be
 from __future__ import annotations
 
 import errno
+import hashlib
 import logging
 import os
 import secrets
@@ -352,7 +353,7 @@ class BridgeDriver(NetworkDriver):
 
     @staticmethod
     def _veth(endpoint_id: str) -> str:
-        return f"veth{endpoint_id[:11]}"
+        return f"veth{hashlib.sha256(endpoint_id.encode()).hexdigest()[:11]}"
 
 
 class _Reaper:
