@@ -11,9 +11,10 @@ network sysctls.
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from engine.devices import Device, DevicePlan, DeviceRule
@@ -260,9 +261,8 @@ def cgroup_namespace(host_config: HostConfig, host: Host) -> str:
 
 def cgroups_path(host_config: HostConfig, container_id: str, defaults: Defaults) -> str:
     """``/<parent>/<container id>``, normalised so that no parent climbs out of the hierarchy."""
-    path = PurePosixPath("/" + (host_config.cgroup_parent or defaults.cgroup_parent).lstrip("/"))
-    parts = [part for part in path.parts[1:] if part not in (".", "..")]
-    return "/" + "/".join([*parts, container_id])
+    parent = host_config.cgroup_parent or defaults.cgroup_parent
+    return posixpath.join(posixpath.normpath("/" + parent.lstrip("/")), container_id)
 
 
 def _shares(mode: str) -> bool:
