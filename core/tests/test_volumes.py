@@ -366,7 +366,10 @@ def test_mounting_fills_an_empty_volume_once_and_tells(world, tmp_path):
             assert w.plugins.volume("local").mounts == {("v", "c1")}
             assert w.told[-1] == (
                 "mount", "v",
-                {"container": "c1", "destination": "/data", "driver": "local", "propagation": "", "read/write": "false"},
+                {
+                    "container": "c1", "destination": "/data", "driver": "local", "propagation": "",
+                    "read/write": "false",
+                },
             )  # fmt: skip
             await w.volumes.unmount(container)
             assert w.plugins.volume("local").mounts == set()
@@ -438,7 +441,7 @@ def test_a_subpath_is_pinned_and_cannot_lead_out(world, tmp_path):
             await w.volumes.unmount(good)
             for name, subpath in (("evil", "evil"), ("none", "none")):
                 bad = await w.container(name, mounts=[mount(subpath)])
-                with pytest.raises(InvalidParameter, match="cannot access path .*: no such file or directory"):
+                with pytest.raises(InvalidParameter, match=r"cannot access path .*: no such file or directory"):
                     await w.volumes.mount(bad, tmp_path)
                 await w.volumes.unmount(bad)
 
