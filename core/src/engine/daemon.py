@@ -28,9 +28,10 @@ if TYPE_CHECKING:
     from engine.api.listeners import Listener
     from engine.api.router import Route
     from engine.config import Config, Parsed
+    from engine.container_start import ContainerSettings
     from engine.containers import Containers
     from engine.monitor.client import Launcher
-    from engine.plugins import Plugins
+    from engine.plugins import Plugins, PluginSettings
     from engine.services import Services, Subsystem
 
 __all__ = ["Daemon", "main"]
@@ -65,7 +66,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with _own(settings):
             asyncio.run(Daemon(settings, parsed).run())
     except EngineError as error:
-        return _complain(f"failed to start daemon: {error}" if not parsed.validate else str(error), 1)
+        return _complain(str(error), 1)
+    except Exception as error:
+        log.exception("the daemon broke down")
+        return _complain(f"internal error, see the log: {type(error).__name__}: {error}", 1)
     return 0
 
 
@@ -207,7 +211,9 @@ class Daemon:
             volumes=volumes,
             launcher=launcher,
         )
-        images.users = containers.using_image
+        undo.push_async_callback(images.close)
+        images.users = lambda image_id: list(containers.using_image(image_id))
+        networks.find = containers.get
         volumes.users = lambda name: _volume_users(containers, name)
         system = System(
             config=settings,
@@ -237,11 +243,14 @@ class Daemon:
     async def _start_services(self, services: Services, launcher: Launcher, undo: contextlib.AsyncExitStack) -> None:
         """Records first, then what they refer to, then the containers that are up."""
         services.containers.load()
-        async with asyncio.TaskGroup() as group:
-            group.create_task(launcher.start())
-            group.create_task(services.images.start())
-            group.create_task(services.volumes.start())
-            group.create_task(services.networks.start(services.containers.running()))
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(launcher.start())
+                group.create_task(services.images.start())
+                group.create_task(services.volumes.start())
+                group.create_task(services.networks.start(services.containers.running()))
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from None
         await services.containers.start_service()
 
     async def _serve(
@@ -300,7 +309,7 @@ class Daemon:
 # -- configuration of the parts ---------------------------------------------------------------------------------
 
 
-def _plugin_settings(settings: Config) -> object:
+def _plugin_settings(settings: Config) -> PluginSettings:
     from engine.plugins import PluginSettings
 
     options = {name: dict(section) for name, section in settings.plugin_options.items()}
@@ -316,7 +325,7 @@ def _plugin_settings(settings: Config) -> object:
     )
 
 
-def _container_settings(settings: Config) -> object:
+def _container_settings(settings: Config) -> ContainerSettings:
     from engine import host
     from engine.container_start import ContainerSettings
 

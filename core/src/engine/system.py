@@ -100,8 +100,7 @@ class System:
         if not self._facts:
             self._facts = await self._workers.call(_host_facts)
             self._security = await self._workers.call(self._security_options)
-        stores = self._plugins.names("store")
-        status, driver = await self._workers.call(self._store_status)
+        status = await self._workers.call(self._store_status)
         runtime = await self._workers.call(self._default_runtime)
         states = [container.state.status for container in self._containers.all()]
         running = sum(state in ("running", "restarting") for state in states)
@@ -114,7 +113,7 @@ class System:
             "ContainersPaused": paused,
             "ContainersStopped": len(states) - running - paused,
             "Images": self._images.count(),
-            "Driver": driver or (stores[0] if stores else ""),
+            "Driver": self._images.store_name,
             "DriverStatus": status,
             "Plugins": {
                 "Volume": self._plugins.names("volume"),
@@ -166,14 +165,11 @@ class System:
             "Warnings": self._warnings(),
         }
 
-    def _store_status(self) -> tuple[list[list[str]], str]:
-        try:
-            store = self._plugins.image_store()
-        except EngineError as error:
-            return [["Error", error.message]], ""
-        status = getattr(store, "status", None)
+    def _store_status(self) -> list[list[str]]:
+        """What the image store says of itself, when it does (``status()``), as pairs."""
+        status = getattr(self._images.driver, "status", None)
         pairs: Mapping[str, str] = status() if callable(status) else {}
-        return [[key, str(value)] for key, value in pairs.items()], store_name(store)
+        return [[key, str(value)] for key, value in pairs.items()]
 
     def _default_runtime(self) -> str:
         try:
@@ -233,7 +229,7 @@ class System:
             await self._containers.measure()
             body["Containers"] = self._containers.list(all=True, size=True)
         if "volume" in wanted:
-            body["Volumes"] = await self._volumes.disk_usage()
+            body["Volumes"] = list(await self._volumes.usage())
         if "build-cache" in wanted:
             body["BuildCache"] = []
         return body
@@ -262,12 +258,6 @@ class System:
             "insecure-registries": _json_list(config.insecure_registries),
         }
         await self._events.publish("daemon", "reload", self.id, attributes)
-
-
-def store_name(store: object) -> str:
-    """The name a driver was built under."""
-    context = getattr(store, "context", None) or getattr(store, "_context", None)
-    return str(getattr(context, "name", "") or getattr(store, "name", ""))
 
 
 def _engine_id(path: Path) -> str:
