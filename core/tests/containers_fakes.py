@@ -40,7 +40,7 @@ class Journal(list[str]):
 
 
 class FakeImages:
-    store_name = "fake"
+    driver = SimpleNamespace(context=SimpleNamespace(name="fake"))
 
     def __init__(self, journal: Journal, root: Path) -> None:
         self._journal = journal
@@ -111,9 +111,6 @@ class FakeVolumes:
     async def resolve(self, *args: object) -> list[Any]:
         self._journal.did("resolve")
         return []
-
-    async def abandon(self, container_id: str) -> None:
-        self._journal.did("abandon")
 
     async def mount(self, container: Any, rootfs: Path) -> list[Any]:
         self._journal.did("mount_volumes")

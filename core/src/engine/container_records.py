@@ -48,7 +48,19 @@ Entries: TypeAlias = list[dict[str, Any]]  # `list` means something else inside 
 class Live:
     """What is known of a container only while this daemon runs."""
 
-    __slots__ = ("id", "keep", "lock", "monitor", "pending", "removing", "restart", "tracker", "waiters", "watch")
+    __slots__ = (
+        "id",
+        "keep",
+        "lock",
+        "monitor",
+        "pending",
+        "removing",
+        "restart",
+        "tracker",
+        "visitors",
+        "waiters",
+        "watch",
+    )
 
     def __init__(self, container_id: str, restart_count: int = 0) -> None:
         self.id = container_id
@@ -59,6 +71,7 @@ class Live:
         self.tracker = RestartTracker(restart_count)
         self.keep = False  # `docker restart` of a --rm container: do not remove it in between
         self.removing = False
+        self.visitors = 0  # transfers that need the root file system mounted
         self.waiters: dict[str, set[Waiter]] = {"next-exit": set(), "not-running": set(), "removed": set()}
         self.pending: list[Callable[[Monitor | None], Awaitable[None]]] = []  # clients attached before the start
 
@@ -148,6 +161,10 @@ class ContainerRecords:
         if container is None:
             raise NotFound(f"No such container: {ref}")
         return container
+
+    def find(self, container_id: str) -> Container | None:
+        """A container by its full id, if there (still) is one."""
+        return self._records.get(container_id)
 
     def all(self) -> Iterable[Container]:
         """Every container, oldest first."""

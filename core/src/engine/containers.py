@@ -8,6 +8,7 @@ container's monitor; it is recorded and told first and cleaned up after, and the
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import shutil
 import time
@@ -132,7 +133,7 @@ class Containers(ContainerRecords):
                 chain_id=image.chain_id if image else None,
                 platform=str(runs_on),
                 runtime=runtime,
-                store=self.images.store_name,
+                store=self.images.driver.context.name,
                 log_driver=log_config.type,
                 path=path,
                 args=args,
@@ -198,8 +199,8 @@ class Containers(ContainerRecords):
                 Put(KIND, container.id, msgspec.json.encode(container)), Name(KIND, container.name, container.id)
             )
         except BaseException as error:
-            await self.volumes.abandon(container.id)
-            await self.discard(container)
+            with contextlib.suppress(Exception):  # logged there; the first error is what the client needs
+                await self.discard(container)
             if isinstance(error, NameTaken):
                 raise AlreadyExists(_taken(container.name, error.holder)) from None
             raise

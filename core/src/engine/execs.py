@@ -133,7 +133,7 @@ class Execs:
         session = _Session(new_id(), container.id, config)
         self._sessions[session.id] = session
         self._of.setdefault(container.id, {})[session.id] = None
-        await self._event(container, session, f"exec_create: {' '.join(config.cmd)}")
+        await self._event(container, session, f"exec_create: {_line(config)}")
         return session.id
 
     def check_start(self, exec_id: str) -> ExecConfig:
@@ -163,7 +163,7 @@ class Execs:
         session.started = True
         container = self._containers.get(session.container_id)
         terminal = config.tty if tty is None else tty
-        await self._event(container, session, f"exec_start: {' '.join(config.cmd or ())}")
+        await self._event(container, session, f"exec_start: {_line(config)}")
         reserve = client.reserve() if client else None
         try:
             await self._run(session, container, client, terminal, console_size or config.console_size)
@@ -317,3 +317,9 @@ class Execs:
             "DetachKeys": config.detach_keys,
             "Pid": session.pid,
         }
+
+
+def _line(config: ExecConfig) -> str:
+    """The command as events show it: with dockerd's trailing space when there are no arguments."""
+    command = config.cmd or [""]
+    return f"{command[0]} {' '.join(command[1:])}"

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from engine import container_files, container_stats
 from engine.api import codec
 from engine.api.router import Request, Response, Route
 from engine.container_attach import check as check_attachable
 from engine.container_attach import parse_keys
 from engine.container_logs import LogRequest, parse_tail
-from engine.errors import InvalidParameter
+from engine.errors import EngineError, InvalidParameter
 from engine.model.container import Config, HostConfig, RestartPolicy
 from engine.model.network import EndpointSettings
+from engine.signals import parse_signal
 
 if TYPE_CHECKING:
     from engine.container_records import Waiter
@@ -25,6 +28,7 @@ __all__ = ["ROUTES"]
 _RAW = "application/vnd.docker.raw-stream"
 _MULTIPLEXED = "application/vnd.docker.multiplexed-stream"
 _TAR = "application/x-tar"
+_STAT_HEADER = "X-Docker-Container-Path-Stat"
 
 
 class NetworkingConfig(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
@@ -81,7 +85,7 @@ async def create(services: Services, request: Request) -> Response:
         raise InvalidParameter("invalid JSON: got EOF while reading request body")
     config = codec.read_json(body, content_type, Config)
     extras = codec.read_json(body, content_type, CreateExtras)
-    if b"{" not in body:
+    if not _has_config(body):
         raise InvalidParameter("config cannot be empty in order to create a container")
     endpoints = {
         name: settings or EndpointSettings()
@@ -91,6 +95,12 @@ async def create(services: Services, request: Request) -> Response:
         request.query.get("name"), config, extras.host_config, endpoints, request.query.get("platform")
     )
     return Response.json({"Id": container_id, "Warnings": warnings}, 201)
+
+
+def _has_config(body: bytes) -> bool:
+    """Whether any field of the container's config is there, beside the two other parts of the body."""
+    raw = msgspec.json.decode(body)
+    return isinstance(raw, dict) and bool({key.lower() for key in raw} - {"hostconfig", "networkingconfig"})
 
 
 # -- start, stop and the like -----------------------------------------------------------------------------------
@@ -120,7 +130,13 @@ async def restart(services: Services, request: Request) -> Response:
 
 async def kill(services: Services, request: Request) -> Response:
     """POST /containers/{ref}/kill."""
-    await services.containers.kill(request.params["ref"], request.query.get("signal") or "KILL")
+    signal = request.query.get("signal") or "KILL"
+    parse_signal(signal)
+    ref = request.params["ref"]
+    try:
+        await services.containers.kill(ref, signal)
+    except EngineError as error:
+        raise type(error)(f"cannot kill container: {ref}: {error}") from None
     return Response.empty()
 
 
@@ -255,6 +271,75 @@ async def logs(services: Services, request: Request) -> Response:
     return Response.stream(chunks, stream_type(request, container.config.tty))
 
 
+async def stats(services: Services, request: Request) -> Response:
+    """GET /containers/{ref}/stats."""
+    query = request.query
+    stream = query.flag("stream", True)
+    one_shot = query.flag("one-shot")
+    if stream and one_shot:
+        raise InvalidParameter("cannot have stream=true and one-shot=true")
+    services.containers.get(request.params["ref"])
+    samples = container_stats.stats(services.containers, request.params["ref"], stream=stream, one_shot=one_shot)
+    return Response.stream(_documents(samples))
+
+
+async def _documents(values: AsyncGenerator[dict[str, Any], None]) -> AsyncIterator[bytes]:
+    async with contextlib.aclosing(values):
+        async for value in values:
+            yield codec.encode(value)
+
+
+async def top(services: Services, request: Request) -> Response:
+    """GET /containers/{ref}/top."""
+    return Response.json(
+        await container_stats.top(services.containers, request.params["ref"], request.query.get("ps_args"))
+    )
+
+
+async def changes(services: Services, request: Request) -> Response:
+    """GET /containers/{ref}/changes."""
+    return Response.json(await container_files.changes(services.containers, request.params["ref"]))
+
+
+async def export(services: Services, request: Request) -> Response:
+    """GET /containers/{ref}/export."""
+    return Response.stream(
+        await container_files.export(services.containers, request.params["ref"]), "application/octet-stream"
+    )
+
+
+async def archive_head(services: Services, request: Request) -> Response:
+    """HEAD /containers/{ref}/archive."""
+    status = await container_files.status(services.containers, request.params["ref"], _archive_path(request))
+    return Response(200, {_STAT_HEADER: status})
+
+
+async def archive_get(services: Services, request: Request) -> Response:
+    """GET /containers/{ref}/archive: a path as a tar stream (docker cp from a container)."""
+    status, chunks = await container_files.read(services.containers, request.params["ref"], _archive_path(request))
+    return Response(200, {"Content-Type": _TAR, _STAT_HEADER: status}, chunks)
+
+
+async def archive_put(services: Services, request: Request) -> Response:
+    """PUT /containers/{ref}/archive: unpack a tar stream into a directory (docker cp to a container)."""
+    await container_files.write(
+        services.containers,
+        request.params["ref"],
+        _archive_path(request),
+        request.stream(),
+        keep_kinds=request.query.flag("noOverwriteDirNonDir"),
+        copy_owner=request.query.flag("copyUIDGID"),
+    )
+    return Response.empty(200)
+
+
+def _archive_path(request: Request) -> str:
+    path = request.query.get("path")
+    if not path:
+        raise InvalidParameter("bad parameter: path cannot be empty")
+    return path
+
+
 ROUTES = [
     Route("GET", "/containers/json", list_containers),
     Route("POST", "/containers/create", create),
@@ -273,4 +358,11 @@ ROUTES = [
     Route("POST", "/containers/{ref}/wait", wait),
     Route("POST", "/containers/{ref}/attach", attach, hijack=True),
     Route("GET", "/containers/{ref}/logs", logs),
+    Route("GET", "/containers/{ref}/stats", stats),
+    Route("GET", "/containers/{ref}/top", top),
+    Route("GET", "/containers/{ref}/changes", changes),
+    Route("GET", "/containers/{ref}/export", export),
+    Route("HEAD", "/containers/{ref}/archive", archive_head),
+    Route("GET", "/containers/{ref}/archive", archive_get),
+    Route("PUT", "/containers/{ref}/archive", archive_put),
 ]

@@ -13,7 +13,7 @@ from engine.drivers.store import Change
 from engine.layers import tar
 from engine.layers.tar import Entry
 
-__all__ = ["write_layer", "write_tree"]
+__all__ = ["write_layer", "write_path", "write_tree"]
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _XATTRS = ("user.", "security.capability")
@@ -35,6 +35,21 @@ def write_tree(directory: int, output: int) -> None:
     writer = _Writer(output)
     for path, parent, status in _walk(directory):
         writer.add(path, parent, status)
+    writer.close()
+
+
+def write_path(parent: int, name: bytes, shown: bytes, output: int) -> None:
+    """Write ``name``, which is in the open directory ``parent``, and all below it; in the archive it is ``shown``."""
+    writer = _Writer(output)
+    status = os.stat(name, dir_fd=parent, follow_symlinks=False)
+    writer.add(shown, parent, status, name)
+    if stat.S_ISDIR(status.st_mode):
+        directory = os.open(name, _DIRECTORY, dir_fd=parent)
+        try:
+            for path, above, below in _walk(directory):
+                writer.add(shown + b"/" + path, above, below)
+        finally:
+            os.close(directory)
     writer.close()
 
 
