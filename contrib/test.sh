@@ -1,0 +1,14 @@
+#!/bin/bash
+# Installs what the tests need and runs them all: lint, types, import contracts, unit tests on every Python found,
+# tests that need root, and the integration suite with real containers. Run as root on Debian 12 or Ubuntu 24.04.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+[ "$(id -u)" = 0 ] || { echo "test: run me as root (sudo contrib/test.sh)" >&2; exit 1; }
+
+ENGINE_TESTS=1 contrib/setup.sh
+command -v docker >/dev/null || DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends docker.io >/dev/null
+python=.venv/bin/python
+$python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt tox
+export TOX_PARALLEL_NO_SPINNER=1
+$python -m tox run -e lint,type,py311,py312,py313,solo
+exec $python -m tox run -e root,integration
