@@ -280,8 +280,10 @@ class Transport:
         """The context for a host: the system's CAs and those of certs.d, and the client certificates kept there."""
         import ssl
 
-        context = ssl.create_default_context()
-        if not verify:
+        if verify:
+            context = ssl.create_default_context()
+        else:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
         folder = self.options.certificates / host
