@@ -98,8 +98,9 @@ class Content:
 
     def has(self, digest: str) -> bool:
         """Whether the blob is here; it is then held for the open leases."""
-        self.leases.touch(digest)
-        return self._file(digest).exists()
+        self.leases.touch(digest)  # first: from here on `collect` spares it
+        with self._lock:
+            return self._file(digest).exists()
 
     def path(self, digest: str) -> Path:
         """The blob's file, never to be written to. Raises `NotFound`."""
@@ -171,10 +172,12 @@ class Content:
         freed = 0
         horizon = time.time() - older_than
         for digest, status in list(self.blobs()):
-            if digest in keep or self.leases.held(digest) or status.st_mtime > horizon:
+            if digest in keep or status.st_mtime > horizon:
                 continue
-            self.delete(digest)
-            freed += status.st_size
+            with self._lock:
+                if not self.leases.held(digest):
+                    self.delete(digest)
+                    freed += status.st_size
         return freed
 
     def _file(self, digest: str) -> Path:

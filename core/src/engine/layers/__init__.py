@@ -1,6 +1,7 @@
 """Layers: tar streams and directory trees, shared by the image stores and the archives.
 
-    tar       reading and writing tar headers (ustar, PAX, GNU)
+    compression   gzip, zstd, bzip2, xz as iterators
+    tar           reading and writing tar headers (ustar, PAX, GNU)
     extract   applying a layer tar to a directory, never leaving it
     child     the confined process that does so with untrusted input
     unpack    the daemon's side of it

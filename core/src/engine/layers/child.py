@@ -22,21 +22,18 @@ import signal
 import socket
 import sys
 import threading
-import zlib
 from collections.abc import Iterator
 from typing import Any
 
 from engine import kernel
 from engine.errors import InvalidParameter
+from engine.layers.compression import Decompressor, decompressor
 from engine.layers.extract import Extractor
 from engine.layers.tar import Stream
 
-CHUNK = 1 << 20
 IDLE_SECONDS = 20.0
 _QUEUE = 8
 _MEMORY = 3 << 30
-_ZSTD_WINDOW = 128 << 20
-_ZSTD_INPUT = 8 << 10  # taken at once: the output of a hostile stream stays under 300 MB
 _CAPABILITIES = (0, 1, 3, 4, 27, 31)  # CHOWN DAC_OVERRIDE FOWNER FSETID MKNOD SETFCAP
 _CAPABILITY_VERSION = 0x20080522
 
@@ -75,9 +72,9 @@ def _busy() -> bool:
 def _job(request: dict[str, Any], source: int, target: int, result: int) -> int:
     try:
         kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
-        decompressor = load_decompressor(request["compression"])
+        plain = decompressor(request["compression"])
         root = confine(target)
-        answer = _apply(request, source, root, decompressor)
+        answer = _apply(request, source, root, plain)
     except InvalidParameter as error:
         answer = {"invalid": str(error)}
     except OSError as error:
@@ -92,9 +89,9 @@ def _job(request: dict[str, Any], source: int, target: int, result: int) -> int:
     return 0
 
 
-def _apply(request: dict[str, Any], source: int, root: int, decompressor: Any) -> dict[str, Any]:
+def _apply(request: dict[str, Any], source: int, root: int, plain: Decompressor) -> dict[str, Any]:
     extractor = Extractor(root, request["whiteouts"])
-    pump = _Pump(decompressor(source))
+    pump = _Pump(plain(lambda count: os.read(source, count)))
     stream = Stream(pump.chunks())
     try:
         extractor.extract(stream)
@@ -146,115 +143,6 @@ class _Pump:
         self._stopped = True
         while not self._chunks.empty():
             self._chunks.get_nowait()
-
-
-# -- decompression --------------------------------------------------------------------------------------------
-
-
-def load_decompressor(compression: str) -> Any:
-    """A function from a descriptor to an iterator of plain chunks; imports what it needs now, before the chroot."""
-    if compression == "none":
-        return _plain
-    if compression == "gzip":
-        inflate: Any = zlib
-        try:
-            from isal import isal_zlib as inflate
-        except ImportError:  # not built for every architecture
-            pass
-        return lambda fd: _gunzip(fd, inflate)
-    if compression == "zstd":
-        import zstandard
-
-        return lambda fd: _unzstd(fd, zstandard)
-    if compression in ("bzip2", "xz"):
-        import bz2
-        import lzma
-
-        return lambda fd: _stdlib(fd, bz2.BZ2Decompressor if compression == "bzip2" else lzma.LZMADecompressor)
-    raise InvalidParameter(f"unknown compression {compression!r}")
-
-
-def _plain(fd: int) -> Iterator[bytes]:
-    while chunk := os.read(fd, CHUNK):
-        yield chunk
-
-
-def _gunzip(fd: int, inflate: Any) -> Iterator[bytes]:
-    stream = None
-    data = b""
-    pending = False  # output may be waiting although all input was taken
-    while True:
-        if not data and not pending and not (data := os.read(fd, CHUNK >> 2)):
-            break
-        if stream is None:
-            stream = inflate.decompressobj(31)
-        try:
-            chunk = stream.decompress(data, CHUNK)
-        except (zlib.error, inflate.error) as error:
-            raise InvalidParameter(f"gzip: {error}") from error
-        if chunk:
-            yield chunk
-        data = stream.unconsumed_tail
-        pending = len(chunk) == CHUNK
-        if stream.eof:  # members may follow each other, and zeros the last
-            data = stream.unused_data.lstrip(b"\0")
-            stream = None
-            pending = False
-    if stream is not None:
-        raise InvalidParameter("gzip: unexpected EOF: the stream is truncated")
-
-
-def _unzstd(fd: int, zstandard: Any) -> Iterator[bytes]:
-    options = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
-    stream = None
-    ready: list[bytes] = []
-    size = 0
-    while data := os.read(fd, CHUNK):
-        for at in range(0, len(data), _ZSTD_INPUT):
-            part = data[at : at + _ZSTD_INPUT]
-            while part:
-                if stream is None:
-                    stream = options.decompressobj()
-                try:
-                    chunk = stream.decompress(part)
-                except zstandard.ZstdError as error:
-                    raise InvalidParameter(f"zstd: {error}") from error
-                part = b""
-                if stream.eof:
-                    part = stream.unused_data
-                    stream = None
-                ready.append(chunk)
-                size += len(chunk)
-            if size >= CHUNK:
-                yield b"".join(ready)
-                ready, size = [], 0
-    yield b"".join(ready)
-    if stream is not None:
-        raise InvalidParameter("zstd: unexpected EOF: the stream is truncated")
-
-
-def _stdlib(fd: int, factory: Any) -> Iterator[bytes]:
-    decompressor = factory()
-    data = b""
-    while True:
-        if decompressor.eof:
-            data = decompressor.unused_data or os.read(fd, CHUNK)
-            if not data.strip(b"\0"):
-                return
-            decompressor = factory()
-        elif decompressor.needs_input:
-            data = os.read(fd, CHUNK)
-            if not data:
-                raise InvalidParameter("unexpected EOF: the compressed stream is truncated")
-        try:
-            chunk = decompressor.decompress(data, CHUNK)
-        except (OSError, ValueError, EOFError) as error:
-            raise InvalidParameter(f"invalid compressed data: {error}") from error
-        except Exception as error:  # lzma.LZMAError has no other base
-            raise InvalidParameter(f"invalid compressed data: {error}") from error
-        data = b""
-        if chunk:
-            yield chunk
 
 
 # -- confinement ----------------------------------------------------------------------------------------------
