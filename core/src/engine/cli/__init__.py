@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     from engine.cli.failures import Failure
+    from engine.errors import EngineError
 
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
@@ -32,6 +33,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _flush()
         if str(failure):
             print(failure, file=sys.stderr)
+    except EngineError as error:
+        code = 1
+        _flush()
+        print(error, file=sys.stderr)
     except KeyboardInterrupt:
         code = 130
         _flush()

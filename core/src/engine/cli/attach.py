@@ -23,11 +23,11 @@ def attach(session: Session, flags: Flags) -> int:
     info = client.get(f"/containers/{segment(name)}/json")
     state = info["State"]
     if not state["Running"]:
-        raise Failure("cannot attach to a stopped container, start it first")
+        raise Failure("You cannot attach to a stopped container, start it first")
     if state["Paused"]:
-        raise Failure("cannot attach to a paused container, unpause it first")
+        raise Failure("You cannot attach to a paused container, unpause it first")
     if state.get("Restarting"):
-        raise Failure("cannot attach to a restarting container, wait until it is running")
+        raise Failure("You cannot attach to a restarting container, wait until it is running")
     tty = info["Config"]["Tty"]
     stdin = not flags["no-stdin"] and info["Config"]["OpenStdin"]
     check_input_terminal(stdin, tty)
@@ -38,7 +38,8 @@ def attach(session: Session, flags: Flags) -> int:
             stack.enter_context(signals_passed_on(session, info["Id"]))
         outcome = client.send("POST", f"{path}/wait", {"condition": ""})
         connection, leftover = client.hijack(
-            f"{path}/attach", {"stream": True, "stdin": stdin or None, "stdout": True, "stderr": True, "detachKeys": keys}
+            f"{path}/attach",
+            {"stream": True, "stdin": stdin or None, "stdout": True, "stderr": True, "detachKeys": keys},
         )
         if tty and os.isatty(1):
             stack.enter_context(resized(session, path))
@@ -58,7 +59,7 @@ def start(session: Session, flags: Flags) -> int:
             session.each(names, lambda name: session.client.post(f"/containers/{segment(name)}/start", query))
         except Failure as failure:
             listed = [name for name in names if name in str(failure)] or names
-            raise Failure(f"{failure}\nfailed to start containers: {', '.join(listed)}") from None
+            raise Failure(f"{failure}\nError: failed to start containers: {', '.join(listed)}") from None
         return 0
     if len(names) > 1:
         raise Failure("you cannot start and attach multiple containers at once")
@@ -77,7 +78,8 @@ def _start_attached(session: Session, flags: Flags, name: str, query: dict[str, 
         if not tty:
             stack.enter_context(signals_passed_on(session, info["Id"]))
         connection, leftover = client.hijack(
-            f"{path}/attach", {"stream": True, "stdin": stdin or None, "stdout": True, "stderr": True, "detachKeys": keys}
+            f"{path}/attach",
+            {"stream": True, "stdin": stdin or None, "stdout": True, "stderr": True, "detachKeys": keys},
         )
         outcome = client.send("POST", f"{path}/wait", {"condition": "removed" if removed else "next-exit"})
         client.post(f"{path}/start", query)

@@ -69,8 +69,9 @@ class Response:
     def _finish(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
-            if self.headers.get("connection", "").lower() == "close" or (not self._chunked and self._left is None
-                                                                         and self.status not in (204, 304)):
+            if self.headers.get("connection", "").lower() == "close" or (
+                not self._chunked and self._left is None and self.status not in (204, 304)
+            ):
                 connection.close()
             else:
                 self._client.release(connection)
@@ -223,7 +224,10 @@ class Client:
         ours, theirs = socket.socketpair()
         try:
             subprocess.Popen(  # it ends with the connection
-                [*command, "engine", "system", "dial-stdio"], stdin=theirs, stdout=theirs, start_new_session=True
+                [*command, "engine", "system", "dial-stdio"],
+                stdin=theirs.fileno(),
+                stdout=theirs.fileno(),
+                start_new_session=True,
             )
         finally:
             theirs.close()
@@ -273,7 +277,8 @@ class Client:
             return pending
 
     def request(self, method: str, path: str, query: Mapping[str, Any] | None = None, *, body: Any = None,
-                stream: Iterable[bytes] | None = None, headers: Mapping[str, str] | None = None) -> Response:  # fmt: skip
+                stream: Iterable[bytes] | None = None, headers: Mapping[str, str] | None = None,
+                ) -> Response:  # fmt: skip
         """Send a request and return its answer once the head is there. Raises `ApiFailure` for 400 and up."""
         return self.send(method, path, query, body=body, stream=stream, headers=headers).response()
 

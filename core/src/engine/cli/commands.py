@@ -156,7 +156,8 @@ class Command:
     __slots__ = ("about", "arguments", "flags", "interspersed", "run", "usage")
 
     def __init__(self, run: Callable[[Session, Flags], int | None], usage: str, flags: str = "", *,
-                 arguments: tuple[int, int | None] = (0, 0), interspersed: bool = True, about: str = "") -> None:  # fmt: skip
+                 arguments: tuple[int, int | None] = (0, 0), interspersed: bool = True, about: str = "",
+                 ) -> None:  # fmt: skip
         self.run = run
         self.usage = usage
         self.flags = flags
@@ -261,18 +262,17 @@ def _check_arguments(name: str, command: Command, count: int, usage: str) -> Non
     least, most = command.arguments
     if count >= least and (most is None or count <= most):
         return
-    plural = "" if (least if count < least or most is None else most) == 1 else "s"
+    plural = "" if (most if most is not None and not least else least) == 1 else "s"
     if most == 0:
         problem = "accepts no arguments"
     elif most is None:
         problem = f"requires at least {least} argument{plural}"
     elif least == most:
         problem = f"requires {least} argument{plural}"
-    elif count < least:
-        problem = f"requires at least {least} and at most {most} arguments" if least else f"accepts at most {most}"
+    elif least:
+        problem = f"requires at least {least} and at most {most} arguments"
     else:
-        problem = f"requires at least {least} and at most {most} arguments" if least else (
-            f"requires at most {most} argument{plural}")  # fmt: skip
+        problem = f"requires at most {most} argument{plural}"
     verb = "See" if most is None else "Run"
     raise Failure(f"engine: 'engine {name}' {problem}\n\n{usage}\n\n{verb} 'engine {name} --help' for more information")
 
@@ -289,8 +289,11 @@ def _help(session: Session, words: list[str], *, explicit: bool = False) -> int:
         return 0
     row = find(name)
     if row is None:
-        raise Failure(f"unknown help topic: {name}" if explicit else
-                      f"engine: unknown command: engine {name}\n\nRun 'engine --help' for more information")  # fmt: skip
+        raise Failure(
+            f"unknown help topic: {name}"
+            if explicit
+            else f"engine: unknown command: engine {name}\n\nRun 'engine --help' for more information"
+        )
     command = row.load()
     session.out(texts.command_help(row, name, command, declare(command.flags)))
     sys.stdout.flush()

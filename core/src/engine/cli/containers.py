@@ -18,9 +18,15 @@ if TYPE_CHECKING:
     from engine.cli.flags import Flags
     from engine.cli.session import Session
 
-FORMAT_HELP = """Format output using a custom template: 'table': Print output in table format with column headers \
-(default), 'table TEMPLATE': Print output in table format using the given Go template, 'json': Print in JSON format, \
-'TEMPLATE': Print output using the given Go template"""
+_REFER = (
+    r"\nRefer to https://docs.docker.com/go/formatting/ for more information about formatting output with templates"
+)
+_TEMPLATES = r"'json':             Print in JSON format\n'TEMPLATE':         Print output using the given Go template."
+FORMAT_HELP = (r"Format output using a custom template:\n"
+               r"'table':            Print output in table format with column headers (default)\n"
+               r"'table TEMPLATE':   Print output in table format using the given Go template\n"
+               f"{_TEMPLATES}{_REFER}")  # fmt: skip
+INSPECT_FORMAT_HELP = rf"Format output using a custom template:\n{_TEMPLATES}{_REFER}"
 
 
 def ellipsis(text: str, width: int) -> str:
@@ -32,7 +38,7 @@ def quoted(text: str) -> str:
     """Go's strconv.Quote, without the template engine for the usual text."""
     if text.isascii() and text.isprintable() and '"' not in text and "\\" not in text:
         return f'"{text}"'
-    from engine.cli.templates import quote
+    from engine.cli.template_values import quote
 
     return quote(text)
 
@@ -47,11 +53,11 @@ def trimmed_image(record: dict[str, Any], full: bool) -> str:
     identifier = image.removeprefix("sha256:")
     if identifier[:12] == (record.get("ImageID") or "").removeprefix("sha256:")[:12]:
         return identifier[:12]
-    return image.partition("@")[0] or image
+    return str(image.partition("@")[0]) or image
 
 
 def _names(record: dict[str, Any], full: bool) -> str:
-    names = [name.removeprefix("/") for name in record.get("Names") or []]
+    names: list[str] = [name.removeprefix("/") for name in record.get("Names") or []]
     if not full:
         for name in names:
             if "/" not in name:
@@ -112,7 +118,9 @@ def _mounts(record: dict[str, Any], full: bool) -> str:
 
 def _platform(record: dict[str, Any], full: bool) -> Any:
     platform = (record.get("ImageManifestDescriptor") or {}).get("platform")
-    return "/".join(filter(None, (platform.get(key) for key in ("os", "architecture", "variant")))) if platform else None
+    return (
+        "/".join(filter(None, (platform.get(key) for key in ("os", "architecture", "variant")))) if platform else None
+    )
 
 
 CONTAINERS = Columns(
@@ -170,7 +178,7 @@ def port(session: Session, flags: Flags) -> None:
         number, _, protocol = wanted[0].partition("/")
         key = f"{number}/{protocol or 'tcp'}"
         if not ports.get(key):
-            raise Failure(f"no public port '{wanted[0]}' published for {name}")
+            raise Failure(f"Error: No public port '{wanted[0]}' published for {name}")
         chosen = {key: ports[key]}
         lines = [_host_port(binding) for bindings in chosen.values() for binding in bindings]
     else:
@@ -180,7 +188,9 @@ def port(session: Session, flags: Flags) -> None:
 
 def _host_port(binding: dict[str, str]) -> str:
     address = binding.get("HostIp") or ""
-    return f"[{address}]:{binding.get('HostPort', '')}" if ":" in address else f"{address}:{binding.get('HostPort', '')}"
+    return (
+        f"[{address}]:{binding.get('HostPort', '')}" if ":" in address else f"{address}:{binding.get('HostPort', '')}"
+    )
 
 
 def _natural(text: str) -> list[Any]:

@@ -45,7 +45,9 @@ def _call(helper: str, action: str, text: str) -> str:
     program = f"docker-credential-{helper}"
     path = shutil.which(program)
     if path is None:
-        raise Failure(f'error getting credentials - err: exec: "{program}": executable file not found in $PATH, out: ``')
+        raise Failure(
+            f'error getting credentials - err: exec: "{program}": executable file not found in $PATH, out: ``'
+        )
     result = subprocess.run([path, action], input=text, capture_output=True, text=True, check=False)
     if result.returncode:
         said = result.stdout.strip()

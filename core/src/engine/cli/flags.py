@@ -8,7 +8,8 @@ A command declares its flags as text, one per line: short name or ``-``, long na
     a all    bool    Show all containers (default shows just running)
     - last   int=-1  Show n last created containers
 
-A kind may carry a default (``int=-1``); a long name with ``!`` in front is accepted but not shown in the help.
+A kind may carry a default (``int=-1``); a long name with ``!`` in front is accepted but not shown in the help; ``\\n``
+in a description begins a new line.
 """
 
 from __future__ import annotations
@@ -113,7 +114,7 @@ class Flag:
         self.hidden = name.startswith("!")
         self.name = name.removeprefix("!")
         self.kind, _, default = kind.partition("=")
-        self.about = about[0].rstrip() if about else ""
+        self.about = about[0].rstrip().replace("\\n", "\n") if about else ""
         self.default: Any
         if self.kind in LISTS:
             self.default = []

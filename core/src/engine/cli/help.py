@@ -60,9 +60,9 @@ def command_help(row: Row, name: str, command: Command, declared: list[Flag]) ->
     usages = [f"engine {name} {usage}".rstrip() for usage in command.usage.split("\n")]
     parts = ["Usage:  " + "\n\t".join(usages), command.about or row.about]
     same = [other.path for other in rows() if (other.module, other.key) == (row.module, row.key)]
-    same += [alias for alias, path in ALIASES.items() if path in same]
+    same.sort(key=lambda path: " " not in path)
+    same[1:1] = [alias for alias, path in ALIASES.items() if path in same]
     if len(same) > 1:
-        same.sort(key=lambda path: (" " not in path, path))
         parts.append("Aliases:\n  " + ", ".join(f"engine {path}" for path in same))
     table = flag_table(declared)
     if table:

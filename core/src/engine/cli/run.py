@@ -8,7 +8,8 @@ import os
 from engine.cli.client import segment
 from engine.cli.commands import Command
 from engine.cli.failures import ApiFailure, Failure
-from engine.cli.run_options import FLAGS, OptionError, create_body
+from engine.cli.run_options import FLAGS, create_body
+from engine.cli.run_values import OptionError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from engine.cli.flags import Flags
     from engine.cli.session import Session
 
+PLAIN = frozenset("abcdefghijklmnopqrstuvwxyz0123456789./:-_@")
 PULL_POLICIES = ("always", "missing", "never")
 
 
@@ -26,7 +28,10 @@ def _advised(failure: Failure, command: str, exit_code: int) -> Failure:
 
 def start_code(text: str) -> int:
     """The exit code for a container that could not be created or started, found in the text as docker does."""
-    if any(sign in text for sign in ("executable file not found", "no such file or directory", "system cannot find the file specified")):
+    if any(
+        sign in text
+        for sign in ("executable file not found", "no such file or directory", "system cannot find the file specified")
+    ):
         return 127
     return 126 if "permission denied" in text or "is a directory" in text else 125
 
@@ -41,6 +46,18 @@ def proxies(session: Session) -> list[str]:
     return [f"{variant}={value}" for name, value in found for variant in (name, name.lower())]
 
 
+def check_reference(image: str) -> None:
+    """Refuse what cannot be a reference; the parser is loaded only for names that look odd."""
+    if not image or set(image) - PLAIN:
+        from engine.errors import InvalidParameter
+        from engine.names import parse_reference
+
+        try:
+            parse_reference(image)
+        except InvalidParameter as error:
+            raise Failure(str(error)) from None
+
+
 class CidFile:
     """``--cidfile``: must not exist before, and does not stay when there is no container."""
 
@@ -50,7 +67,9 @@ class CidFile:
     def __enter__(self) -> CidFile:
         if self._path:
             if os.path.exists(self._path):
-                raise Failure(f"container ID file found, make sure the other container isn't running or delete {self._path}")
+                raise Failure(
+                    f"container ID file found, make sure the other container isn't running or delete {self._path}"
+                )
             try:
                 with open(self._path, "w"):
                     pass
@@ -79,6 +98,7 @@ def create_container(session: Session, flags: Flags, body: dict[str, Any]) -> st
     platform = flags["platform"] or session.setting("DEFAULT_PLATFORM")
     query = {"name": flags["name"], "platform": platform}
     with CidFile(flags["cidfile"]) as cidfile:
+        check_reference(image)
         if flags["pull"] == "always":
             pull_image(session, image, platform, quiet=flags["quiet"])
         try:

@@ -3,11 +3,32 @@
 from __future__ import annotations
 
 import os
-import re
 
 from engine.cli.failures import Failure
-from engine.cli.flags import Flags, parse_bool, parse_int, parse_uint, parse_uint16
-from engine.cli.units import parse_bytes
+from engine.cli.flags import FlagError, Flags, parse_int
+from engine.cli.run_values import (
+    CDI,
+    MAC,
+    OptionError,
+    added_host,
+    attached_stream,
+    cgroup_rule,
+    checked_label,
+    device_mapping,
+    dns_server,
+    effective_capabilities,
+    endpoint,
+    exposed,
+    gpus,
+    linked,
+    mount,
+    pairs,
+    published,
+    sysctl,
+    throttled,
+    ulimit,
+    weighted,
+)  # fmt: skip
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -120,22 +141,8 @@ v volume list Bind mount a volume
 - volumes-from list Mount volumes from the specified container(s)
 w workdir string Working directory inside the container
 """
-ALL_INTERFACES = ""
-_MAC = re.compile(r"[0-9a-fA-F]{2}([:-][0-9a-fA-F]{2}){5}|([0-9a-fA-F]{4}\.){2}[0-9a-fA-F]{4}")
-_CDI = re.compile(r"[A-Za-z][\w.-]*[A-Za-z0-9]/[A-Za-z][\w-]*[A-Za-z0-9]=[A-Za-z0-9][\w.:-]*")
-_CGROUP_RULE = re.compile(r"[acb] ([0-9]+|\*):([0-9]+|\*) [rwm]{1,3}")
 
-
-class OptionError(Failure):
-    """The flags make no sense together; reported like a daemon's refusal."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text, 125)
-
-
-def pairs(texts: Iterable[str]) -> dict[str, str]:
-    """``k=v`` texts as a map; a text without ``=`` has an empty value."""
-    return {text.partition("=")[0]: text.partition("=")[2] for text in texts}
+WINDOWS_ONLY = ("cpu-count", "cpu-percent", "io-maxbandwidth", "io-maxiops")
 
 
 def _file_lines(path: str, flag: str, lookup: Callable[[str], str | None]) -> list[str]:
@@ -143,7 +150,7 @@ def _file_lines(path: str, flag: str, lookup: Callable[[str], str | None]) -> li
         with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
             content = file.read().split("\n")
     except OSError as error:
-        raise OptionError(f"--{flag}: open {path}: {(error.strerror or '').lower()}") from None
+        raise OptionError(f"open {path}: {(error.strerror or '').lower()}") from None
     found = []
     for line in content:
         line = line.removesuffix("\r").lstrip()
@@ -169,7 +176,7 @@ def environment(files: Iterable[str], texts: Iterable[str]) -> list[str]:
     for text in texts:
         name, equals, _ = text.partition("=")
         if not name:
-            raise OptionError(f'invalid argument "{text}" for "-e, --env" flag: invalid environment variable: {text}')
+            raise FlagError(f'invalid argument "{text}" for "-e, --env" flag: invalid environment variable: {text}')
         value = os.environ.get(name)
         result.append(text if equals or value is None else f"{name}={value}")
     return result
@@ -191,278 +198,6 @@ def restart_policy(text: str) -> dict[str, Any]:
     return {"Name": name, "MaximumRetryCount": retries}
 
 
-def _port(text: str, what: str) -> tuple[int, int]:
-    first, dash, last = text.partition("-")
-    try:
-        low, high = parse_uint16(first), parse_uint16(last if dash else first)
-    except ValueError:
-        raise OptionError(f"invalid {what}: {text}") from None
-    if high < low:
-        raise OptionError(f"invalid {what}: invalid range specified for port: {text}" if what == "x" else
-                          f"invalid {what}: {text}")  # fmt: skip
-    return low, high
-
-
-def published(text: str) -> Iterable[tuple[str, dict[str, str]]]:
-    """One ``--publish``: container ports with the host addresses they are bound to."""
-    if "=" in text:
-        fields = {"protocol": "tcp"}
-        for item in text.split(","):
-            key, equals, value = item.partition("=")
-            if not equals or not key:
-                raise OptionError(f"invalid publish opts format (should be name=value but got '{item}')")
-            fields[key] = value
-        text = f"{fields.get('published', '')}:{fields.get('target', '')}/{fields['protocol']}"
-    rest, _, protocol = text.partition("/")
-    protocol = (protocol or "tcp").lower()
-    *before, container = rest.rsplit(":", 1)
-    host, address = "", ""
-    if before:
-        address, _, host = before[0].rpartition(":")
-        address = address.strip()
-        if address.startswith("[") and address.endswith("]"):
-            address = address[1:-1]
-        if address and not _is_address(address):
-            raise OptionError(f"invalid IP address: {address}")
-    if not container:
-        raise OptionError(f"no port specified: {text}<empty>")
-    low, high = _port(container, "containerPort")
-    host_low, host_high = _port(host, "hostPort") if host else (0, 0)
-    if protocol not in ("tcp", "udp", "sctp"):
-        raise OptionError(f"invalid proto: {protocol}")
-    if host and high - low != host_high - host_low and high != low:
-        raise OptionError(f"invalid ranges specified for container and host Ports: {container} and {host}")
-    for offset in range(high - low + 1):
-        binding = str(host_low + offset) if host else ""
-        if high == low and host_low != host_high:
-            binding = f"{host_low}-{host_high}"
-        yield f"{low + offset}/{protocol}", {"HostIp": address, "HostPort": binding}
-
-
-def _is_address(text: str) -> bool:
-    import _socket
-
-    for family in (_socket.AF_INET, _socket.AF_INET6):
-        try:
-            _socket.inet_pton(family, text)
-        except OSError:
-            continue
-        return True
-    return False
-
-
-def _exposed(text: str) -> Iterable[str]:
-    if ":" in text:
-        raise OptionError(f"invalid port format for --expose: {text}")
-    ports, _, protocol = text.partition("/")
-    try:
-        first, dash, last = ports.partition("-")
-        low, high = parse_uint16(first), parse_uint16(last if dash else first)
-        if high < low:
-            raise ValueError(f"invalid range specified for port: {text}")
-    except ValueError as error:
-        raise OptionError(f"invalid range format for --expose: {text}, error: {error}") from None
-    return [f"{number}/{(protocol or 'tcp').lower()}" for number in range(low, high + 1)]
-
-
-def mount(text: str) -> dict[str, Any]:
-    """One ``--mount``. ValueError in docker's words."""
-    import csv
-
-    result: dict[str, Any] = {"Type": "volume"}
-    options: dict[str, dict[str, Any]] = {}
-
-    def group(name: str) -> dict[str, Any]:
-        return options.setdefault(name, {"Labels": {}, "DriverConfig": {}} if name == "VolumeOptions" else {})
-
-    def boolean(key: str, value: str) -> bool:
-        try:
-            return parse_bool(value)
-        except ValueError:
-            raise ValueError(f"invalid value for {key}: {value}") from None
-
-    for field in next(csv.reader([text]), []):
-        key, equals, value = field.partition("=")
-        key = key.lower()
-        if not equals and key not in ("readonly", "ro", "volume-nocopy", "bind-nonrecursive"):
-            raise ValueError(f"invalid field '{field}' must be a key=value pair")
-        value = value if equals else "true"
-        if key == "type":
-            result["Type"] = value.lower()
-        elif key in ("source", "src"):
-            result["Source"] = os.path.abspath(value) if value.startswith(".") else value
-        elif key in ("target", "dst", "destination"):
-            result["Target"] = value
-        elif key in ("readonly", "ro"):
-            result["ReadOnly"] = boolean(key, value)
-        elif key == "consistency":
-            result["Consistency"] = value.lower()
-        elif key == "bind-propagation":
-            group("BindOptions")["Propagation"] = value.lower()
-        elif key == "bind-nonrecursive":
-            group("BindOptions")["NonRecursive"] = boolean(key, value)
-        elif key == "bind-recursive":
-            names = {"enabled": "", "disabled": "NonRecursive", "writable": "ReadOnlyNonRecursive",
-                     "readonly": "ReadOnlyForceRecursive"}  # fmt: skip
-            if value not in names:
-                raise ValueError(f'invalid value for {key}: {value} (must be "enabled", "disabled", "writable", or "readonly")')
-            if names[value]:
-                group("BindOptions")[names[value]] = True
-        elif key == "volume-subpath":
-            group("VolumeOptions")["Subpath"] = value
-        elif key == "volume-nocopy":
-            group("VolumeOptions")["NoCopy"] = boolean(key, value)
-        elif key == "volume-label":
-            group("VolumeOptions")["Labels"].update(pairs([value]))
-        elif key == "volume-driver":
-            group("VolumeOptions")["DriverConfig"]["Name"] = value
-        elif key == "volume-opt":
-            group("VolumeOptions")["DriverConfig"].setdefault("Options", {}).update(pairs([value]))
-        elif key == "image-subpath":
-            group("ImageOptions")["Subpath"] = value
-        elif key == "tmpfs-size":
-            try:
-                group("TmpfsOptions")["SizeBytes"] = parse_bytes(value)
-            except ValueError:
-                raise ValueError(f"invalid value for {key}: {value}") from None
-        elif key == "tmpfs-mode":
-            try:
-                group("TmpfsOptions")["Mode"] = int(value, 8)
-            except ValueError:
-                raise ValueError(f"invalid value for {key}: {value}") from None
-        else:
-            raise ValueError(f"unexpected key '{key}' in '{field}'")
-    if not result["Type"]:
-        raise ValueError("type is required")
-    if not result.get("Target"):
-        raise ValueError("target is required")
-    for name in ("VolumeOptions", "ImageOptions", "BindOptions", "TmpfsOptions"):
-        kind = name.removesuffix("Options").lower()
-        if name in options and result["Type"] != kind:
-            raise ValueError(f"cannot mix '{kind}-*' options with mount type '{result['Type']}'")
-    bind = options.get("BindOptions", {})
-    for field, word in (("ReadOnlyNonRecursive", "writable"), ("ReadOnlyForceRecursive", "readonly")):
-        if bind.get(field) and not result.get("ReadOnly"):
-            raise ValueError(f"option 'bind-recursive={word}' requires 'readonly' to be specified in conjunction")
-    if bind.get("ReadOnlyForceRecursive") and bind.get("Propagation") != "rprivate":
-        raise ValueError("option 'bind-recursive=readonly' requires 'bind-propagation=rprivate' to be specified in conjunction")
-    return {**result, **options}
-
-
-def ulimit(text: str) -> dict[str, Any]:
-    """``name=soft[:hard]``. ValueError in docker's words."""
-    name, equals, limits = text.partition("=")
-    if not equals:
-        raise ValueError(f"invalid ulimit argument: {text}")
-    known = "as core cpu data fsize locks memlock msgqueue nice nofile nproc rss rtprio rttime sigpending stack"
-    if name not in known.split():
-        raise ValueError(f"invalid ulimit type: {name}")
-    soft, colon, hard = limits.partition(":")
-    values = [parse_int(soft), parse_int(hard if colon else soft)]
-    if values[1] != -1 and (values[0] > values[1] or values[0] == -1):
-        raise ValueError(f"ulimit soft limit must be less than or equal to hard limit: {values[0]} > {values[1]}")
-    return {"Name": name, "Hard": values[1], "Soft": values[0]}
-
-
-def gpus(text: str) -> dict[str, Any]:
-    """``--gpus``: ``all``, a count, or ``key=value`` fields. ValueError in docker's words."""
-    import csv
-
-    request: dict[str, Any] = {"Driver": "", "Count": 0, "DeviceIDs": None, "Capabilities": [["gpu"]], "Options": {}}
-
-    def count(value: str) -> int:
-        if value == "all":
-            return -1
-        try:
-            return parse_int(value)
-        except ValueError:
-            raise ValueError(f'invalid count ({value}): value must be either "all" or an integer') from None
-
-    seen = set()
-    for index, field in enumerate(next(csv.reader([text]), [])):
-        key, equals, value = field.partition("=")
-        if not equals and index:
-            raise ValueError(f"invalid field '{field}' must be a key=value pair") if key != "all" else ValueError("x")
-        if not equals:
-            key, value = "count", field
-        if key in seen:
-            raise ValueError(f"gpu request key '{key}' can be specified only once")
-        seen.add(key)
-        if key == "driver":
-            request["Driver"] = value
-        elif key == "count":
-            request["Count"] = count(value)
-        elif key == "device":
-            request["DeviceIDs"] = value.split(",")
-        elif key == "capabilities":
-            request["Capabilities"] = [[*value.split(","), "gpu"]]
-        elif key == "options":
-            request["Options"] = pairs(next(csv.reader([value]), []))
-        else:
-            raise ValueError(f"unexpected key '{key}' in '{field}'")
-    if "count" not in seen and not request["DeviceIDs"]:
-        request["Count"] = 1
-    return request
-
-
-def _weighted(text: str) -> dict[str, Any]:
-    path, colon, weight = text.partition(":")
-    if not colon or not path:
-        raise ValueError(f"bad format: {text}")
-    if not path.startswith("/dev/"):
-        raise ValueError(f"bad format for device path: {text}")
-    try:
-        value = parse_uint(weight)
-    except ValueError:
-        value = -1
-    if value and not 10 <= value <= 1000:
-        raise ValueError(f"invalid weight for device: {text}")
-    return {"Path": path, "Weight": value}
-
-
-def _throttled(size: bool) -> Callable[[str], dict[str, Any]]:
-    def convert(text: str) -> dict[str, Any]:
-        path, colon, rate = text.partition(":")
-        if not colon or not path:
-            raise ValueError(f"bad format: {text}")
-        if not path.startswith("/dev/"):
-            raise ValueError(f"bad format for device path: {text}")
-        try:
-            return {"Path": path, "Rate": parse_bytes(rate) if size else parse_uint(rate)}
-        except ValueError:
-            form = "<number>[<unit>]. Number must be a positive integer. Unit is optional and can be kb, mb, or gb"
-            raise ValueError(f"invalid rate for device: {text}. The correct format is <device-path>:"
-                             + (form if size else "<number>. Number must be a positive integer")) from None  # fmt: skip
-
-    return convert
-
-
-def _device(text: str) -> dict[str, str]:
-    parts = text.split(":")
-    if len(parts) > 3 or not parts[0]:
-        raise OptionError(f"bad format for path: {text}")
-
-    def is_mode(mode: str) -> bool:
-        return bool(mode) and not set(mode) - set("rwm") and len(set(mode)) == len(mode)
-
-    source, target, mode = parts[0], parts[0], "rwm"
-    if len(parts) == 3:
-        target, mode = parts[1], parts[2]
-        if not is_mode(mode):
-            raise OptionError(f"bad mode specified: {mode}")
-    elif len(parts) == 2:
-        if is_mode(parts[1]):
-            mode = parts[1]
-        else:
-            target = parts[1]
-    if not target.startswith("/"):
-        raise OptionError(f"{target} is not an absolute path")
-    if len(parts) < 3:
-        clean = os.path.normpath(target)
-        source, target = (clean, clean) if source == target else (source, clean)
-    return {"PathOnHost": source, "PathInContainer": target, "CgroupPermissions": mode}
-
-
 def _security_options(texts: list[str]) -> list[str]:
     import json
 
@@ -472,7 +207,7 @@ def _security_options(texts: list[str]) -> list[str]:
         if not equals and key != "no-new-privileges":
             key, equals, value = text.partition(":")
         if (not equals or not value) and key != "no-new-privileges":
-            raise OptionError(f'invalid --security-opt: "{text}"')
+            raise OptionError(f'Invalid --security-opt: "{text}"')
         if key == "seccomp" and value not in ("unconfined", "builtin"):
             try:
                 with open(value, "rb") as file:
@@ -494,51 +229,6 @@ def _mode(name: str, text: str, kinds: set[str], label: str) -> str:
     raise OptionError(f"--{name}: invalid {label} mode")
 
 
-def _endpoint(text: str) -> tuple[str, dict[str, Any]]:
-    """One ``--network``: its name and endpoint settings. ValueError in docker's words."""
-    import csv
-
-    if "=" not in text:
-        return text, {}
-    target = ""
-    settings: dict[str, Any] = {}
-    addresses: dict[str, Any] = {}
-    for field in next(csv.reader([text])):
-        key, equals, value = field.partition("=")
-        key, value = key.strip().lower(), value.strip()
-        if not equals:
-            raise ValueError(f"invalid field {key}")
-        if key == "name":
-            target = value
-        elif key == "alias":
-            settings.setdefault("Aliases", []).append(value)
-        elif key in ("ip", "ip6"):
-            if not _is_address(value):
-                raise ValueError(f"invalid ip address: {value}")
-            addresses["IPv4Address" if key == "ip" else "IPv6Address"] = value
-        elif key == "link-local-ip":
-            addresses.setdefault("LinkLocalIPs", []).append(value)
-        elif key == "mac-address":
-            settings["MacAddress"] = value
-        elif key == "driver-opt":
-            option, equals, content = value.partition("=")
-            if not equals:
-                raise ValueError("invalid key value pair format in driver options")
-            settings.setdefault("DriverOpts", {})[option.strip().lower()] = content.strip()
-        elif key == "gw-priority":
-            try:
-                settings["GwPriority"] = parse_int(value)
-            except ValueError as error:
-                raise ValueError(f"invalid gw-priority ({value}): {error}") from None
-        else:
-            raise ValueError(f"invalid field key {key}")
-    if not target:
-        raise ValueError("network name/id is not specified")
-    if addresses:
-        settings["IPAMConfig"] = addresses
-    return target, settings
-
-
 def _user_defined(network: str) -> bool:
     return network not in ("", "default", "bridge", "host", "none") and not network.startswith("container:")
 
@@ -548,7 +238,7 @@ def _networks(flags: Flags) -> tuple[str, dict[str, Any]]:
     chosen: list[tuple[str, dict[str, Any]]] = []
     for text in given:
         try:
-            chosen.append(_endpoint(text))
+            chosen.append(endpoint(text))
         except ValueError as error:
             raise flags.invalid("network", text, error) from None
     aliases = flags["network-alias"] + flags["net-alias"]
@@ -566,11 +256,6 @@ def _networks(flags: Flags) -> tuple[str, dict[str, Any]]:
             raise OptionError(f"conflicting options: cannot specify both {conflicts[key]}")
         if value:
             settings[key] = value
-    for name, flag in (("ip", "IPv4Address"), ("ip6", "IPv6Address")):
-        value = flags[name]
-        if value and not _is_address(value):
-            raise flags.invalid(name, value, f"failed to parse IP: {value!r}".replace("'", '"'))
-        assert flag
     endpoints: dict[str, Any] = {}
     for name, extra in chosen or [("default", settings)]:
         if name in endpoints:
@@ -580,7 +265,7 @@ def _networks(flags: Flags) -> tuple[str, dict[str, Any]]:
                 raise OptionError("network-scoped aliases are only supported for user-defined networks")
             if extra.get("Links"):
                 raise OptionError("links are only supported for user-defined networks")
-        if not _MAC.fullmatch(extra.get("MacAddress", "00:00:00:00:00:00").strip()):
+        if not MAC.fullmatch(extra.get("MacAddress", "00:00:00:00:00:00").strip()):
             raise OptionError(f"{extra['MacAddress']} is not a valid mac address")
         endpoints[name] = extra
     kinds = {_user_defined(name) for name, _ in chosen}
@@ -595,17 +280,14 @@ def _volumes(texts: list[str]) -> tuple[list[str], dict[str, Any]]:
     binds: list[str] = []
     anonymous: dict[str, Any] = {}
     for text in texts:
-        parts = text.split(":")
-        if not text or (any(not part for part in parts)):
-            problem = "empty section between colons" if text else "empty volume spec"
-            raise OptionError(f"invalid spec: {text}: {problem}" if text else f"invalid {problem}")
-        if len(parts) == 1:
+        if not text:
+            raise OptionError("invalid empty volume spec")
+        source, colon, rest = text.partition(":")
+        if not colon:
             anonymous[text] = {}
             continue
-        if len(parts) > 3:
-            raise OptionError(f"invalid spec: {text}: too many colons")
-        if parts[0].startswith("."):
-            text = ":".join([os.path.abspath(parts[0]), *parts[1:]])
+        if source.startswith("."):
+            text = f"{os.path.abspath(source)}:{rest}"
         if text not in binds:
             binds.append(text)
     return binds, anonymous
@@ -639,49 +321,6 @@ def _converted(flags: Flags, name: str, convert: Callable[[str], Any]) -> list[A
     return result
 
 
-def _added_host(text: str) -> str:
-    host, mark, address = text.partition("=")
-    if not mark or ":" in host:
-        host, mark, address = text.partition(":")
-    if not mark or not host:
-        raise ValueError(f'bad format for add-host: "{text}"')
-    if address.startswith("[") and address.endswith("]"):
-        address = address[1:-1]
-    if address != "host-gateway" and not _is_address(address):
-        raise ValueError(f'invalid IP address in add-host: "{address}"')
-    return f"{host}:{address}"
-
-
-def _dns_server(text: str) -> str:
-    if not _is_address(text.strip()):
-        raise ValueError(f"IP address is not correctly formatted: {text}")
-    return text.strip()
-
-
-def _label(text: str) -> str:
-    if not text.partition("=")[0].strip() and "=" in text:
-        raise ValueError(f"invalid label '{text}': empty name")
-    return text
-
-
-def _cgroup_rule(text: str) -> str:
-    if not _CGROUP_RULE.fullmatch(text):
-        raise ValueError(f"invalid device cgroup format '{text}'")
-    return text
-
-
-def _stream(text: str) -> str:
-    if text.lower() not in ("stdin", "stdout", "stderr"):
-        raise ValueError("valid streams are STDIN, STDOUT and STDERR")
-    return text.lower()
-
-
-def _link(text: str) -> str:
-    if not text or text.count(":") > 1:
-        raise ValueError("empty string specified for links" if not text else f"bad format for links: {text}")
-    return text if ":" in text else f"{text}:{text}"
-
-
 def resources(flags: Flags) -> dict[str, Any]:
     """The limits, a part of HostConfig."""
     names = {
@@ -695,30 +334,33 @@ def resources(flags: Flags) -> dict[str, Any]:
     swappiness = flags["memory-swappiness"]
     if not -1 <= swappiness <= 100:
         raise OptionError(f"invalid value: {swappiness}. Valid memory swappiness range is 0-100")
-    devices = [device for device in flags["device"] if not _CDI.fullmatch(device)]
+    devices = [device for device in flags["device"] if not CDI.fullmatch(device)]
     requests = _converted(flags, "gpus", gpus)
-    cdi = [device for device in flags["device"] if _CDI.fullmatch(device)]
+    cdi = [device for device in flags["device"] if CDI.fullmatch(device)]
     if cdi:
         requests.append({"Driver": "cdi", "Count": 0, "DeviceIDs": cdi, "Capabilities": None, "Options": None})
     return {
         **{field: flags[name] for field, name in names.items()},
-        "KernelMemory": flags["kernel-memory"],
-        "BlkioWeightDevice": _converted(flags, "blkio-weight-device", _weighted),
-        "BlkioDeviceReadBps": _converted(flags, "device-read-bps", _throttled(True)),
-        "BlkioDeviceWriteBps": _converted(flags, "device-write-bps", _throttled(True)),
-        "BlkioDeviceReadIOps": _converted(flags, "device-read-iops", _throttled(False)),
-        "BlkioDeviceWriteIOps": _converted(flags, "device-write-iops", _throttled(False)),
+        "BlkioWeightDevice": _converted(flags, "blkio-weight-device", weighted),
+        "BlkioDeviceReadBps": _converted(flags, "device-read-bps", throttled(True)),
+        "BlkioDeviceWriteBps": _converted(flags, "device-write-bps", throttled(True)),
+        "BlkioDeviceReadIOps": _converted(flags, "device-read-iops", throttled(False)),
+        "BlkioDeviceWriteIOps": _converted(flags, "device-write-iops", throttled(False)),
         "Ulimits": sorted(_converted(flags, "ulimit", ulimit), key=lambda limit: str(limit["Name"])),
-        "DeviceCgroupRules": _converted(flags, "device-cgroup-rule", _cgroup_rule),
-        "Devices": [_device(device) for device in devices],
+        "DeviceCgroupRules": _converted(flags, "device-cgroup-rule", cgroup_rule),
+        "Devices": [device_mapping(device) for device in devices],
         "DeviceRequests": requests or None,
     }
 
 
 def create_body(flags: Flags, *, detach: bool = False, proxies: Iterable[str] = ()) -> dict[str, Any]:
     """The body of POST /containers/create. Raises `OptionError` and `engine.cli.flags.FlagError`."""
+    foreign = [name for name in WINDOWS_ONLY if flags.changed(name)]
+    if foreign:
+        raise Failure("\n".join(f'"--{name}" is only supported on a Docker daemon running on windows, but the Docker '
+                                "daemon is running on linux" for name in foreign))  # fmt: skip
     image, *command = flags.arguments
-    streams = _converted(flags, "attach", _stream)
+    streams = _converted(flags, "attach", attached_stream)
     if detach and streams:
         raise OptionError("conflicting options: cannot specify both --attach and --detach")
     attach = {name: (not streams and name != "stdin") or name in streams for name in ("stdin", "stdout", "stderr")}
@@ -730,9 +372,9 @@ def create_body(flags: Flags, *, detach: bool = False, proxies: Iterable[str] = 
     for text in flags["publish"]:
         for key, binding in published(text):
             bindings.setdefault(key, []).append(binding)
-    exposed: dict[str, Any] = {key: {} for key in bindings}
+    opened: dict[str, Any] = {key: {} for key in bindings}
     for text in flags["expose"]:
-        exposed.update({key: {} for key in _exposed(text)})
+        opened.update({key: {} for key in exposed(text)})
     entrypoint = None
     if flags.changed("entrypoint"):
         entrypoint = [flags["entrypoint"]]
@@ -747,6 +389,7 @@ def create_body(flags: Flags, *, detach: bool = False, proxies: Iterable[str] = 
     if any("=" not in option for option in flags["storage-opt"]):
         raise OptionError("invalid storage option")
     mode, endpoints = _networks(flags)
+    added, dropped = effective_capabilities(flags["cap-add"], flags["cap-drop"])
     config: dict[str, Any] = {
         "Hostname": flags["hostname"],
         "Domainname": flags["domainname"],
@@ -754,7 +397,7 @@ def create_body(flags: Flags, *, detach: bool = False, proxies: Iterable[str] = 
         "AttachStdin": attach["stdin"],
         "AttachStdout": attach["stdout"],
         "AttachStderr": attach["stderr"],
-        "ExposedPorts": exposed,
+        "ExposedPorts": opened,
         "Tty": flags["tty"],
         "OpenStdin": flags["interactive"],
         "StdinOnce": flags["interactive"] and attach["stdin"],
@@ -764,11 +407,9 @@ def create_body(flags: Flags, *, detach: bool = False, proxies: Iterable[str] = 
         "Volumes": anonymous,
         "WorkingDir": flags["workdir"],
         "Entrypoint": entrypoint,
-        "Labels": pairs([*labels, *_converted(flags, "label", _label)]),
+        "Labels": pairs([*labels, *_converted(flags, "label", checked_label)]),
         "StopSignal": flags["stop-signal"],
     }
-    if flags["mac-address"]:
-        config["MacAddress"] = flags["mac-address"]
     if flags.changed("stop-timeout"):
         config["StopTimeout"] = flags["stop-timeout"]
     health = _health(flags)
@@ -784,16 +425,16 @@ def create_body(flags: Flags, *, detach: bool = False, proxies: Iterable[str] = 
         "AutoRemove": flags["rm"],
         "VolumeDriver": flags["volume-driver"],
         "VolumesFrom": flags["volumes-from"] or None,
-        "CapAdd": flags["cap-add"] or None,
-        "CapDrop": flags["cap-drop"] or None,
+        "CapAdd": added or None,
+        "CapDrop": dropped or None,
         "CgroupnsMode": _mode("cgroupns", flags["cgroupns"], {"", "host", "private"}, "CGROUP"),
-        "Dns": _converted(flags, "dns", _dns_server),
+        "Dns": _converted(flags, "dns", dns_server),
         "DnsOptions": flags["dns-option"] + flags["dns-opt"],
         "DnsSearch": flags["dns-search"],
-        "ExtraHosts": _converted(flags, "add-host", _added_host) or None,
+        "ExtraHosts": _converted(flags, "add-host", added_host) or None,
         "GroupAdd": flags["group-add"] or None,
         "IpcMode": flags["ipc"],
-        "Links": _converted(flags, "link", _link) or None,
+        "Links": _converted(flags, "link", linked) or None,
         "OomScoreAdj": flags["oom-score-adj"],
         "PidMode": _mode("pid", flags["pid"], {"", "host", "container"}, "PID"),
         "Privileged": flags["privileged"],
@@ -805,7 +446,7 @@ def create_body(flags: Flags, *, detach: bool = False, proxies: Iterable[str] = 
         "UTSMode": _mode("uts", flags["uts"], {"", "host"}, "UTS"),
         "UsernsMode": _mode("userns", flags["userns"], {"", "host"}, "USER"),
         "ShmSize": flags["shm-size"],
-        "Sysctls": pairs(flags["sysctl"]),
+        "Sysctls": pairs(_converted(flags, "sysctl", sysctl)),
         "Runtime": flags["runtime"],
         "Isolation": flags["isolation"],
         "Annotations": pairs(flags["annotation"]),

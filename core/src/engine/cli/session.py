@@ -10,6 +10,7 @@ import sys
 
 from engine.cli.client import DEFAULT_HOST, Client
 from engine.cli.failures import Failure
+from engine.cli.flags import FlagError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -178,7 +179,7 @@ class Session:
         answer = sys.stdin.readline().strip().lower()
         if answer in ("y", "yes"):
             return True
-        raise Failure("")
+        raise Failure("", 0)
 
 
 def filters(values: Iterable[str]) -> str | None:
@@ -187,8 +188,9 @@ def filters(values: Iterable[str]) -> str | None:
     for text in values:
         key, equals, value = text.partition("=")
         if not equals:
-            raise Failure(f'invalid argument "{text}" for "-f, --filter" flag: '
-                          "invalid filter 'TEXT' (should be of the form KEY=VALUE)".replace("TEXT", text), 125)  # fmt: skip
+            raise FlagError(
+                f'invalid argument "{text}" for "-f, --filter" flag: bad format of filter (expected name=value)'
+            )
         collected.setdefault(key.strip().lower(), {})[value.strip()] = True
     if not collected:
         return None

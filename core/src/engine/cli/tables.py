@@ -6,7 +6,6 @@ The default tables need no template engine, which keeps the common commands fast
 
 from __future__ import annotations
 
-import re
 import sys
 
 from engine.cli.failures import Failure
@@ -20,12 +19,6 @@ if TYPE_CHECKING:
 
 PADDING = 3
 LEAST_WIDTH = 10
-_SIMPLE = re.compile(r"\{\{\s*\.(\w+)\s*\}\}")
-
-
-def display_width(text: str) -> int:
-    """Columns a text takes as Go's tabwriter counts them: one for each character."""
-    return len(text)
 
 
 def aligned(rows: Sequence[Sequence[str]], least: int = LEAST_WIDTH, padding: int = PADDING) -> list[str]:
@@ -43,7 +36,7 @@ def aligned(rows: Sequence[Sequence[str]], least: int = LEAST_WIDTH, padding: in
             end = start
             while end < len(rows) and column < len(rows[end]) - 1:
                 end += 1
-            width = max(least, max(display_width(row[column]) for row in rows[start:end]) + padding)
+            width = max(least, max(len(row[column]) for row in rows[start:end]) + padding)
             for index in range(start, end):
                 lines[index] += rows[index][column].ljust(width)
             start = end

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import re
 
+from engine.cli.template_values import FUNCTIONS, MISSING, Fields, Missing, escape_html, go_type, quote, to_text, truth
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -34,292 +36,12 @@ class TemplateError(Exception):
     """The template is wrong or does not fit the value; the text is Go's."""
 
 
-class Missing:
-    """What a map gives for a key it lacks; prints as ``<no value>``."""
-
-    def __bool__(self) -> bool:
-        return False
-
-
-MISSING = Missing()
-
-
-class Fields:
-    """A value with named fields and methods that are computed when asked for."""
-
-    type_name = "struct"
-
-    def names(self) -> list[str]:
-        """The fields, sorted: what ``json`` shows."""
-        raise NotImplementedError
-
-    def field(self, name: str) -> Any:
-        """A field's value, or a function for a method with arguments. KeyError when there is none."""
-        raise NotImplementedError
-
-
-def to_json(value: Any) -> str:
-    """The ``json`` function."""
-    if isinstance(value, Fields):
-        body = {name: value.field(name) for name in value.names()}
-        return escape_html(json.dumps(body, ensure_ascii=False, separators=(",", ":")))
-    return json.dumps(_plain(value), ensure_ascii=False, separators=(",", ":"))
-
-
-def escape_html(text: str) -> str:
-    """What Go's json.Marshal does to ``<``, ``>`` and ``&``."""
-    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    if isinstance(value, Fields):
-        return {name: _plain(value.field(name)) for name in value.names()}
-    return None if isinstance(value, Missing) else value
-
-
-def to_text(value: Any) -> str:
-    """How Go prints a value with ``%v``."""
-    if isinstance(value, str):
-        return value
-    if value is True or value is False:
-        return "true" if value else "false"
-    if value is None:
-        return "<nil>"
-    if isinstance(value, Missing):
-        return "<no value>"
-    if isinstance(value, dict):
-        return "map[" + " ".join(f"{to_text(key)}:{to_text(value[key])}" for key in sorted(value)) + "]"
-    if isinstance(value, (list, tuple)):
-        return "[" + " ".join(to_text(item) for item in value) + "]"
-    if isinstance(value, float):
-        return _float(value)
-    if isinstance(value, Fields):
-        return "{" + " ".join(to_text(value.field(name)) for name in value.names()) + "}"
-    return str(value)
-
-
-def _float(value: float) -> str:
-    if value == int(value) and abs(value) < 1e21:
-        return str(int(value))
-    mantissa, exponent, digits = repr(value).partition("e")
-    return f"{mantissa}e{digits[0]}{digits[1:].rjust(2, '0')}" if exponent else mantissa
-
-
-def _compare_ready(left: Any, right: Any, name: str) -> None:
-    def kind(value: Any) -> str:
-        if isinstance(value, bool):
-            return "bool"
-        return {int: "int", float: "float", str: "string"}.get(type(value), "none")
-
-    kinds = {kind(left), kind(right)}
-    if name not in ("eq", "ne") and ("none" in kinds or "bool" in kinds):
-        raise ValueError(f"error calling {name}: invalid type for comparison")
-    if len(kinds) > 1 and "none" not in kinds and kinds != {"int", "float"}:
-        raise ValueError(f"error calling {name}: incompatible types for comparison")
-
-
-def _equal(first: Any, *others: Any) -> bool:
-    if not others:
-        raise ValueError("error calling eq: missing argument for comparison")
-    for other in others:
-        _compare_ready(first, other, "eq")
-        if (None if isinstance(first, Missing) else first) == (None if isinstance(other, Missing) else other):
-            return True
-    return False
-
-
-def _less(name: str, test: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]:
-    def compare(left: Any, right: Any) -> bool:
-        _compare_ready(left, right, name)
-        return test(left, right)
-
-    return compare
-
-
-def _length(value: Any) -> int:
-    if value is None:
-        return 0
-    if isinstance(value, str):
-        return len(value.encode())
-    if isinstance(value, (list, dict)):
-        return len(value)
-    raise ValueError(f"error calling len: len of type {_go_type(value)}")
-
-
-def _index(value: Any, *keys: Any) -> Any:
-    for key in keys:
-        if isinstance(value, dict):
-            value = value.get(key, "")
-        elif isinstance(value, (list, str)):
-            if not isinstance(key, int) or isinstance(key, bool):
-                raise ValueError(f"error calling index: cannot index slice/array with type {_go_type(key)}")
-            if not 0 <= key < len(value):
-                raise ValueError(f"error calling index: reflect: slice index out of range: {key}")
-            value = value[key] if isinstance(value, list) else value.encode()[key]
-        elif value is None:
-            raise ValueError("error calling index: index of untyped nil")
-        else:
-            raise ValueError(f"error calling index: can't index item of type {_go_type(value)}")
-    return value
-
-
-def _slice(value: Any, *bounds: int) -> Any:
-    try:
-        low, high = (bounds[0] if bounds else 0), (bounds[1] if len(bounds) > 1 else len(value))
-    except TypeError:
-        raise ValueError(f"error calling slice: can't slice item of type {_go_type(value)}") from None
-    if not 0 <= low <= high <= len(value):
-        raise ValueError(f"error calling slice: index out of range: {high}")
-    return value[low:high]
-
-
-def _join(items: Any, separator: str) -> str:
-    return separator.join(to_text(item) for item in items or [])
-
-
-def _truncate(text: str, length: int) -> str:
-    return text if len(text) < length else text[:length]
-
-
-def _title(text: str) -> str:
-    return re.sub(r"(^|[^\w'])([a-z])", lambda match: match[1] + match[2].upper(), text)
-
-
-def _print(*values: Any) -> str:
-    result = ""
-    for index, value in enumerate(values):
-        if index and not isinstance(value, str) and not isinstance(values[index - 1], str):
-            result += " "
-        result += to_text(value)
-    return result
-
-
-_VERB = re.compile(r"%([-+# 0]*)(\d*)(?:\.(\d+))?([a-zA-Z%])")
-
-
-def _printf(pattern: str, *values: Any) -> str:
-    rest = list(values)
-
-    def expand(match: re.Match[str]) -> str:
-        marks, width, precision, verb = match.groups()
-        if verb == "%":
-            return "%"
-        if not rest:
-            return f"%!{verb}(MISSING)"
-        value = rest.pop(0)
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if verb == "q":
-            text = quote(to_text(value))
-        elif verb == "T":
-            text = _go_type(value)
-        elif verb == "t" and isinstance(value, bool):
-            text = to_text(value)
-        elif (verb in "dxXob" and number) or (verb in "feEgG" and number):
-            if verb in "feEgG":
-                text = format(float(value), f".{precision}{verb}" if precision else verb)
-            else:
-                text = format(int(value), verb)
-            if "+" in marks and value >= 0:
-                text = f"+{text}"
-        elif verb == "x":
-            text = to_text(value).encode().hex()
-        elif verb in "vs":
-            text = to_text(value)
-            text = text[: int(precision)] if precision else text
-        else:
-            text = f"%!{verb}({_go_type(value)}={to_text(value)})"
-        if not width:
-            return text
-        if "-" in marks:
-            return text.ljust(int(width))
-        return text.zfill(int(width)) if "0" in marks and number else text.rjust(int(width))
-
-    result = _VERB.sub(expand, pattern)
-    if rest:
-        result += "%!(EXTRA " + ", ".join(f"{_go_type(value)}={to_text(value)}" for value in rest) + ")"
-    return result
-
-
-_ESCAPES = {"\n": "\\n", "\t": "\\t", "\r": "\\r", '"': '\\"', "\\": "\\\\", "\a": "\\a", "\b": "\\b", "\f": "\\f", "\v": "\\v"}
-
-
-def quote(text: str) -> str:
-    """Go's strconv.Quote."""
-
-    def escape(character: str) -> str:
-        if character in _ESCAPES:
-            return _ESCAPES[character]
-        if character.isprintable():
-            return character
-        code = ord(character)
-        if 0xDC80 <= code <= 0xDCFF:
-            return f"\\x{code - 0xDC00:02x}"
-        return f"\\x{code:02x}" if code < 0x80 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
-
-    return '"' + "".join(map(escape, text)) + '"'
-
-
-def _go_type(value: Any) -> str:
-    if isinstance(value, Fields):
-        return value.type_name
-    names: dict[type, str] = {bool: "bool", int: "int", float: "float64", str: "string", list: "[]interface {}",
-                              dict: "map[string]interface {}", type(None): "nil"}  # fmt: skip
-    return names.get(type(value), type(value).__name__)
-
-
-def _urlquery(*values: Any) -> str:
-    from urllib.parse import quote_plus
-
-    return quote_plus(_print(*values))
-
-
-def _html(*values: Any) -> str:
-    from html import escape
-
-    return escape(_print(*values)).replace("&quot;", "&#34;").replace("&#x27;", "&#39;")
-
-
-FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "json": to_json,
-    "split": lambda text, separator: text.split(separator) if separator else list(text),
-    "join": _join,
-    "title": _title,
-    "lower": str.lower,
-    "upper": str.upper,
-    "pad": lambda text, left, right: " " * left + text + " " * right if text else text,
-    "truncate": _truncate,
-    "not": lambda value: not truth(value),
-    "len": _length,
-    "index": _index,
-    "slice": _slice,
-    "print": _print,
-    "printf": _printf,
-    "println": lambda *values: " ".join(map(to_text, values)) + "\n",
-    "html": _html,
-    "urlquery": _urlquery,
-    "eq": _equal,
-    "ne": lambda left, right: not _equal(left, right),
-    "lt": _less("lt", lambda left, right: bool(left < right)),
-    "le": _less("le", lambda left, right: bool(left <= right)),
-    "gt": _less("gt", lambda left, right: bool(left > right)),
-    "ge": _less("ge", lambda left, right: bool(left >= right)),
-}
-
-
-def truth(value: Any) -> bool:
-    """Go's idea of true: not the zero value."""
-    return bool(value) or isinstance(value, Fields)
-
-
 _TOKEN = re.compile(
     r"""(?P<space>\s+)|(?P<string>"(?:\\.|[^"\\\n])*"|`[^`]*`)|(?P<char>'(?:\\.|[^'\\])+')"""
     r"""|(?P<number>[-+]?(?:0[xX][0-9a-fA-F]+|\d[\d_]*(?:\.\d+)?(?:[eE][-+]?\d+)?))|(?P<field>\.[A-Za-z_]\w*)"""
     r"""|(?P<variable>\$\w*)|(?P<word>[A-Za-z_]\w*)|(?P<mark>:=|[|(),=.])"""
 )
+__all__ = ["Fields", "Template", "TemplateError", "escape_html", "quote"]
 _KEYWORDS = {"if", "else", "end", "range", "with", "define", "template", "block", "break", "continue"}
 
 
@@ -375,9 +97,7 @@ class Template:
     def _failure(self, node: Node, problem: str) -> TemplateError:
         column = node.position - (self.text.rfind("\n", 0, node.position) + 1)
         source = node.source if len(node.source) <= 20 else node.source[:20] + "..."
-        return TemplateError(
-            f'template: :{self._line(node.position)}:{column}: executing "" at <{source}>: {problem}'
-        )
+        return TemplateError(f'template: :{self._line(node.position)}:{column}: executing "" at <{source}>: {problem}')
 
     def _split(self) -> Iterator[tuple[str, Any, int]]:
         """Texts and actions, with the white space that ``{{-`` and ``-}}`` eat already gone."""
@@ -409,7 +129,8 @@ class Template:
             yield "action", tokens, start
 
     def _tokens(self, position: int, start: int) -> tuple[list[Token], int, bool]:
-        text, tokens, depth = self.text, [], 0
+        text, depth = self.text, 0
+        tokens: list[Token] = []
         while True:
             trim = text[position : position + 1] in tuple(" \t\r\n") and re.match(r"\s+-\}\}", text[position:])
             if trim:
@@ -508,7 +229,9 @@ class Template:
         names: list[str] = []
         fresh = False
         for index, token in enumerate(solid[:4]):
-            if token.text in (":=", "=") and all(other.kind == "variable" or other.text == "," for other in solid[:index]):
+            if token.text in (":=", "=") and all(
+                other.kind == "variable" or other.text == "," for other in solid[:index]
+            ):
                 names = [other.text for other in solid[:index] if other.kind == "variable"]
                 fresh = token.text == ":="
                 content = content[content.index(token) + 1 :]
@@ -654,7 +377,7 @@ class Template:
             raise self._failure(node, f"nil pointer evaluating interface {{}}.{name}")
         if isinstance(value, Missing):
             raise self._failure(node, f"nil data; no entry for key {quote(name)}")
-        raise self._failure(node, f"can't evaluate field {name} in type {_go_type(value)}")
+        raise self._failure(node, f"can't evaluate field {name} in type {go_type(value)}")
 
     def _call(self, node: Node, dot: Any, scopes: list[dict[str, Any]], piped: tuple[Any, ...]) -> Any:
         first, *rest = node.operands
@@ -673,8 +396,17 @@ class Template:
             except ValueError as error:
                 raise self._failure(node if rest else first, str(error)) from None
             except (TypeError, AttributeError) as error:
-                problem = (f"wrong number of args for {name}: got {len(arguments)}" if "argument" in str(error)
-                           else f"wrong type for value; expected string; got {_go_type(arguments[0])}")  # fmt: skip
+                wanted = {
+                    "index": "at least 1",
+                    "printf": "at least 1",
+                    "join": "2",
+                    "split": "2",
+                    "truncate": "2",
+                    "pad": "3",
+                }
+                problem = (f"wrong number of args for {name}: want {wanted.get(name, '1')} got {len(arguments)}"
+                           if "argument" in str(error)
+                           else f"wrong type for value; expected string; got {go_type(arguments[0])}")  # fmt: skip
                 raise self._failure(first, problem) from None
         if first.kind == "field" and (rest or piped):
             arguments = [self._evaluate(operand, dot, scopes) for operand in rest] + list(piped)
@@ -782,10 +514,14 @@ class _Expression:
         elif kind == "word" and text not in _KEYWORDS:
             if text not in self.template.functions and text not in ("and", "or"):
                 raise self.template._syntax(position, f'function "{text}" not defined')
-            return Node("function", text, position, text)
+            node = Node("function", text, position, text)
+            following = self._peek()
+            if following is None or following.kind != "field":
+                return node
+            node = Node("call", None, position, text, [node])
         else:
             raise self.template._syntax(position, f'unexpected "{text}" in operand')
-        names = []
+        names: list[str] = []
         while (following := self._peek()) is not None and following.kind == "field":
             if not names:
                 node.position = following.position if node.kind in ("field", "variable") else node.position

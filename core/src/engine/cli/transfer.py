@@ -89,7 +89,7 @@ def load(session: Session, flags: Flags) -> None:
         except OSError as error:
             raise Failure(f"open {flags['input']}: {(error.strerror or '').lower()}") from None
     else:
-        file = sys.stdin.buffer.raw if hasattr(sys.stdin.buffer, "raw") else sys.stdin.buffer
+        file = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115
         if os.isatty(0):
             raise Failure("requested load from stdin, but stdin is empty")
     quiet = flags["quiet"] or not os.isatty(1)
@@ -136,7 +136,7 @@ def _check_output(path: str, what: str) -> None:
         if not os.path.isdir(folder):
             raise Failure(f'failed to {what}: invalid output path: directory "{folder}" does not exist')
         if os.path.isdir(path):
-            raise Failure(f"failed to {what}: invalid output path: \"{path}\" must be a regular file".replace('"', ""))
+            raise Failure(f'failed to {what}: invalid output path: "{path}" must be a regular file'.replace('"', ""))
 
 
 def save(session: Session, flags: Flags) -> None:
