@@ -99,7 +99,7 @@ class Networks(NetworkRecords):
             for address in (settings.ip_address, settings.global_ipv6_address):
                 if address:
                     self._ipam.claim(record.id, address)
-            plug = self._plug(name, record, driver, _recorded_endpoint(container.id, record.id, settings), "")
+            plug = self._plug(name, record, driver, _recorded_endpoint(container.id, record.id, settings))
             plug.joined = None if path is None else _recorded_join(plug, settings)
             live.plugs.append(plug)
         live.published = port_bindings.from_record(container.ports)
