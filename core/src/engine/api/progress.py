@@ -81,7 +81,7 @@ class ProgressStream:
             self._task.exception()  # whoever streamed has told it
 
     def _tell(self, message: Mapping[str, object]) -> None:
-        line = codec.encode(message) + b"\r\n"
+        line = _line(message)
         is_bar = bool(message.get("progressDetail"))
         key = (message.get("id"), message.get("status")) if is_bar else next(self._numbers)
         self._loop.call_soon_threadsafe(self._put, key, line)
@@ -99,4 +99,8 @@ class ProgressStream:
             text = str(error)
             if not isinstance(error, EngineError):
                 log.error("a streamed operation failed", exc_info=error)
-        return codec.encode({"errorDetail": {"message": text}, "error": text}) + b"\r\n"
+        return _line({"errorDetail": {"message": text}, "error": text})
+
+
+def _line(message: Mapping[str, object]) -> bytes:
+    return codec.encode(message).rstrip() + b"\r\n"
