@@ -142,7 +142,7 @@ def test_a_tmpfs_is_harmless_unless_asked_otherwise(options, expected):
 def test_an_unknown_tmpfs_option_is_refused(option, shown):
     with pytest.raises(InvalidParameter) as error:
         mounts.parse_tmpfs("/run", option)
-    assert str(error.value) == f"Invalid tmpfs option {shown}"
+    assert str(error.value) == f"invalid tmpfs option {shown}"
 
 
 def test_tmpfs_options_of_a_mount_become_those_of_the_flag():

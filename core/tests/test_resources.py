@@ -28,7 +28,7 @@ HOST = Host(cgroup_version=1, cpus=2, kernel=(6, 1))
         ),
         (
             {"nano_cpus": 3_000_000_000},
-            "range of CPUs is from 0.01 to 2.00, as there are only 2 CPUs available",
+            "Range of CPUs is from 0.01 to 2.00, as there are only 2 CPUs available",
         ),
         (
             {"nano_cpus": 1, "cpu_quota": 1000},
@@ -39,7 +39,7 @@ HOST = Host(cgroup_version=1, cpus=2, kernel=(6, 1))
             "CPU cfs period can not be less than 1ms (i.e. 1000) or larger than 1s (i.e. 1000000)",
         ),
         ({"cpu_quota": 1}, "CPU cfs quota can not be less than 1ms (i.e. 1000)"),
-        ({"cpuset_cpus": "x"}, "Invalid value x for cpuset cpus"),
+        ({"cpuset_cpus": "x"}, "Invalid value x for cpuset cpus: invalid format: x"),
         ({"cpuset_cpus": "0-7"}, "Requested CPUs are not available - requested 0-7, available: 0-1"),
         ({"blkio_weight": 5}, "Range of blkio weight is from 10 to 1000"),
         ({"oom_score_adj": 2000}, "Invalid value 2000, range for oom score adj is [-1000, 1000]"),

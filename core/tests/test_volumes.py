@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -59,7 +60,12 @@ class World:
 
         self.events.publish = record
         self.volumes = Volumes(
-            store=store, events=self.events, workers=workers, plugins=self.plugins, state=tmp_path / "state" / "volumes"
+            store=store,
+            events=self.events,
+            workers=workers,
+            plugins=self.plugins,
+            state=tmp_path / "state" / "volumes",
+            data_root=Path("/nowhere/engine"),
         )
         self.containers = {}
         self.volumes.users = lambda name: [
@@ -361,7 +367,7 @@ def test_mounting_fills_an_empty_volume_once_and_tells(world, tmp_path):
             container = await w.container(binds=["v:/data:ro"])
             (mount,) = await w.volumes.mount(container, rootfs)
             source = w.volumes.get("v").mountpoint
-            assert mount == OciMount("/data", "bind", source, ("rbind", "ro"))
+            assert mount == OciMount("/data", "bind", source, ("rbind", "rro"))
             assert (tmp_path / "root" / "v" / "file").read_text() == "from the image"
             assert w.plugins.volume("local").mounts == {("v", "c1")}
             assert w.told[-1] == (
@@ -413,6 +419,27 @@ def test_the_missing_source_of_a_v_flag_is_made_and_that_of_a_mount_is_not(world
             source.rmdir()
             with pytest.raises(InvalidParameter, match=f"bind source path does not exist: {source}"):
                 await w.volumes.mount(gone, tmp_path)
+
+    run(scenario)
+
+
+def test_a_bind_around_the_engines_data_follows_its_unmounts_unless_told_otherwise(world):
+    async def scenario():
+        async with world() as w:
+            container = await w.container(binds=["/:/host", "/:/private:private"])
+            assert [point.propagation for point in container.mounts] == ["rslave", "private"]
+
+    run(scenario)
+
+
+def test_a_missing_donor_is_no_missing_image(world):
+    async def scenario():
+        def others(reference):
+            raise NotFound(f"No such container: {reference}")
+
+        async with world() as w:
+            with pytest.raises(InvalidParameter, match="No such container: nosuch"):
+                await w.volumes.resolve("c1", Config(), HostConfig(volumes_from=["nosuch"]), others)
 
     run(scenario)
 

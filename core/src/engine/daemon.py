@@ -198,7 +198,12 @@ class Daemon:
         images = Images(config=settings, store=store, events=events, workers=workers, plugins=plugins)
         networks = Networks(config=settings, store=store, events=events, workers=workers, plugins=plugins)
         volumes = Volumes(
-            store=store, events=events, workers=workers, plugins=plugins, state=settings.state / "volumes"
+            store=store,
+            events=events,
+            workers=workers,
+            plugins=plugins,
+            state=settings.state / "volumes",
+            data_root=settings.root,
         )
         containers = Containers(
             settings=await workers.call(_container_settings, settings),

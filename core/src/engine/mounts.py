@@ -273,7 +273,7 @@ def _merge_tmpfs(options: Iterable[str]) -> tuple[str, ...]:
             name, separator, _ = option.partition("=")
             if not separator or name not in _TMPFS_VALUES:
                 words = " ".join(f'"{word}"' for word in option.split("=", 1))
-                raise InvalidParameter(f"Invalid tmpfs option [{words}]")
+                raise InvalidParameter(f"invalid tmpfs option [{words}]")
             key = f"{name}="
         merged.pop(key, None)
         merged[key] = option

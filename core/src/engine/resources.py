@@ -131,7 +131,7 @@ def _validate_cpu(config: HostConfig, host: Host) -> None:
         raise InvalidParameter("Conflicting options: Nano CPUs and CPU Quota cannot both be set")
     if config.nano_cpus < 0 or config.nano_cpus > host.cpus * 1_000_000_000:
         raise InvalidParameter(
-            f"range of CPUs is from 0.01 to {host.cpus}.00, as there are only {host.cpus} CPUs available"
+            f"Range of CPUs is from 0.01 to {host.cpus}.00, as there are only {host.cpus} CPUs available"
         )
     if config.cpu_shares < 0:
         raise InvalidParameter(f"invalid CPU shares ({config.cpu_shares}): value must be a positive integer")
@@ -144,7 +144,7 @@ def _validate_cpu(config: HostConfig, host: Host) -> None:
             continue
         numbers = _cpuset(text)
         if numbers is None:
-            raise InvalidParameter(f"Invalid value {text} for cpuset {name}")
+            raise InvalidParameter(f"Invalid value {text} for cpuset {name}: invalid format: {text}")
         if available is not None and max(numbers) >= available:
             label = "CPUs" if name == "cpus" else "memory nodes"
             raise InvalidParameter(

@@ -12,6 +12,7 @@ import posixpath
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,18 +48,29 @@ _MOUNTINFO_OCTAL = re.compile(rb"\\([0-7]{3})")
 
 
 class Volumes:
-    """The volume service. ``state`` is a directory of its own that need not survive a reboot.
+    """The volume service. ``state`` is a directory of its own that need not survive a reboot; ``data_root`` the
+    engine's own data, whose mounts must not get stuck in containers that bind a directory around it.
 
     ``users`` gives the ids of the containers that use a volume; the daemon sets it.
     """
 
-    def __init__(self, *, store: Store, events: Events, workers: Workers, plugins: Plugins, state: Path) -> None:
+    def __init__(
+        self,
+        *,
+        store: Store,
+        events: Events,
+        workers: Workers,
+        plugins: Plugins,
+        state: Path,
+        data_root: Path,
+    ) -> None:
         self.users: Callable[[str], Sequence[str]] = lambda name: ()
         self._store = store
         self._events = events
         self._workers = workers
         self._plugins = plugins
         self._state = state
+        self._data_root = data_root
         self._records: dict[str, VolumeRecord] = {}
         self._reserved: dict[str, dict[str, bool]] = {}  # container id -> volume name -> made for it
         self._mounted: set[str] = set()
@@ -209,7 +221,7 @@ class Volumes:
         if not (host_config.binds or host_config.mounts or host_config.volumes_from or config.volumes):
             _check_tmpfs(host_config)
             return []
-        points = await self._workers.call(_plan, config, host_config, others)
+        points = await self._workers.call(_plan, config, host_config, others, self._data_root)
         try:
             return [await self._materialise(container_id, point) for point in points]
         except BaseException:
@@ -467,7 +479,9 @@ def _check_tmpfs(host_config: HostConfig) -> None:
         mounts.parse_tmpfs(destination, options)
 
 
-def _plan(config: Config, host_config: HostConfig, others: Callable[[str], Container]) -> list[MountPoint]:
+def _plan(
+    config: Config, host_config: HostConfig, others: Callable[[str], Container], data_root: Path
+) -> list[MountPoint]:
     """All mount points, volumes not made yet. Looks at the host for the sources of ``--mount type=bind``."""
     _check_tmpfs(host_config)
     tmpfs = {posixpath.normpath(destination) for destination in host_config.tmpfs or {}}
@@ -475,7 +489,12 @@ def _plan(config: Config, host_config: HostConfig, others: Callable[[str], Conta
     for text in host_config.volumes_from or ():
         reference, mode = mounts.parse_volumes_from(text)
         writable = "ro" not in mode.split(",")
-        for point in others(reference).mounts:
+        try:
+            donor = others(reference)
+        except NotFound as error:
+            # Not 404: the docker CLI takes that for a missing image and pulls.
+            raise InvalidParameter(str(error)) from None
+        for point in donor.mounts:
             points[point.destination] = _borrowed(point, writable)
     asked: set[str] = set()
     requested = [mounts.parse_bind(text, host_config.volume_driver) for text in host_config.binds or ()]
@@ -484,13 +503,28 @@ def _plan(config: Config, host_config: HostConfig, others: Callable[[str], Conta
         if point.destination in asked or point.destination in tmpfs:
             raise InvalidParameter(f"Duplicate mount point: {point.destination}")
         asked.add(point.destination)
-        points[point.destination] = point
+        points[point.destination] = _slave_around(point, data_root)
     for path in config.volumes or {}:
         mounts.check_destination(path)
         destination = posixpath.normpath(path)
         if destination not in points and destination not in tmpfs:
             points[destination] = MountPoint(type="volume", destination=destination, driver=host_config.volume_driver)
     return list(points.values())
+
+
+def _explicit_propagation(point: MountPoint) -> str:
+    return point.spec.bind_options.propagation if point.spec.bind_options else ""
+
+
+def _slave_around(point: MountPoint, data_root: Path) -> MountPoint:
+    """A bind that contains the engine's data follows our unmounts (rslave), as in dockerd: a private copy would keep
+    the root file systems of other containers busy."""
+    if point.type != "bind" or _explicit_propagation(point):
+        return point
+    source = Path(point.source)
+    if data_root.is_relative_to(source) or source.is_relative_to(data_root):
+        return replace(point, propagation="rslave")
+    return point
 
 
 def _borrowed(point: MountPoint, writable: bool) -> MountPoint:
@@ -515,31 +549,48 @@ def _prepare_bind_source(point: MountPoint) -> None:
             raise InvalidParameter(
                 f"error while creating mount source path '{point.source}': mkdir {point.source}: {reason}"
             ) from None
+
+
+def _propagation(point: MountPoint) -> str:
+    """The propagation to ask the runtime for. What the user asked for must be possible: the mount that holds the
+    source must be shared (or a slave). What we chose ourselves falls back to the default."""
     wanted = {"shared": (b"shared:",), "slave": (b"shared:", b"master:")}.get(point.propagation.removeprefix("r"))
-    if wanted:
-        _check_propagation(point.source, wanted)
+    if wanted is None:
+        return point.propagation
+    place, optional = _mount_of(point.source)
+    if any(word.startswith(wanted) for word in optional):
+        return point.propagation
+    if not _explicit_propagation(point):
+        return mounts.DEFAULT_PROPAGATION
+    kind = "shared mount" if len(wanted) == 1 else "shared or slave mount"
+    raise InvalidParameter(f"path {point.source} is mounted on {place} but it is not a {kind}")
 
 
-def _check_propagation(source: str, wanted: tuple[bytes, ...]) -> None:
-    """Propagation out of the container needs the mount that holds ``source`` to be shared (or a slave)."""
+def _mount_of(source: str) -> tuple[str, Sequence[bytes]]:
+    """Where the mount that holds ``source`` is, and the optional fields of its line in mountinfo."""
     path = os.fsencode(os.path.realpath(source))
-    best, optional = b"", b""
+    best, optional = b"", [b""]
     for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
-        fields, _, _ = line.partition(b" - ")
-        words = fields.split(b" ")
+        words = line.partition(b" - ")[0].split(b" ")
         place = _MOUNTINFO_OCTAL.sub(lambda match: bytes((int(match[1], 8),)), words[4])
         if (path == place or path.startswith(place.rstrip(b"/") + b"/")) and len(place) >= len(best):
-            best, optional = place, b" ".join(words[6:])
-    if not any(word.startswith(wanted) for word in optional.split(b" ")):
-        kind = "shared mount" if len(wanted) == 1 else "shared or slave mount"
-        raise InvalidParameter(f"path {source} is mounted on {os.fsdecode(best)} but it is not a {kind}")
+            best, optional = place, words[6:]
+    return os.fsdecode(best), optional
 
 
 def _bind_options(point: MountPoint) -> tuple[str, ...]:
+    """Read-only holds for everything mounted below, too, where the kernel can do that (rro, Linux 5.12)."""
     options = point.spec.bind_options
     words = ["bind" if options and options.non_recursive else "rbind"]
     if not point.rw:
-        words.append("ro")
+        shallow = options and options.read_only_non_recursive
+        words.append("ro" if shallow or not _recursive_read_only() else "rro")
     if point.propagation:
-        words.append(point.propagation)
+        words.append(_propagation(point))
     return tuple(words)
+
+
+@cache
+def _recursive_read_only() -> bool:
+    major, minor = os.uname().release.split(".")[:2]
+    return (int(major), int("".join(filter(str.isdigit, minor)) or 0)) >= (5, 12)
