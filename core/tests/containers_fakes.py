@@ -188,7 +188,8 @@ class FakeRuntime:
     def start_error(self, bundle: Any, status: int, text: str) -> EngineError:
         return StartFailed(text, 127)
 
-    exec_error = start_error
+    def exec_error(self, bundle: Any, arguments: Any, status: int, text: str) -> EngineError:
+        return StartFailed(text, 127)
 
     def delete(self, bundle: Any) -> None:
         self._journal.did("delete_runtime")

@@ -8,6 +8,7 @@ the process runs, so that it misses nothing.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 from typing import TYPE_CHECKING, Protocol
@@ -62,6 +63,12 @@ class Client:
         return await monitor.attach(
             self._sock, stdin=stdin, stdout=stdout, stderr=stderr, detach_keys=keys, leftover=self._leftover
         )
+
+    def finish(self) -> None:
+        """End the conversation, whoever else has the socket, and close this handle."""
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_WR)
+        self.close()
 
     def close(self) -> None:
         """Close this handle. Idempotent."""

@@ -172,6 +172,8 @@ class Execs:
             if reserve is not None and isinstance(error, EngineError):
                 text = f"{error}\r\n".encode()
                 await reserve.send(text if terminal else _frame_header(1, len(text)) + text)
+            if reserve is not None:
+                reserve.finish()
             self._ended(session)
             raise
         finally:
@@ -216,7 +218,7 @@ class Execs:
                 session.pid = await monitor.start()
             except LaunchFailed as failure:
                 bundle = self._containers.starter.bundle(container.id)
-                raise runtime.exec_error(bundle, failure.status, failure.text) from None
+                raise runtime.exec_error(bundle, config.cmd or (), failure.status, failure.text) from None
             except BaseException:
                 monitor.close()
                 raise

@@ -110,8 +110,8 @@ class RuntimeDriver(ABC):
 
         ``exec`` tells that the launch was one of `launch_exec`."""
 
-    def exec_error(self, bundle: Bundle, status: int, text: str) -> EngineError:
-        """As `start_error`, for a failed `launch_exec` (``OCI runtime exec failed: ...``)."""
+    def exec_error(self, bundle: Bundle, arguments: Sequence[str], status: int, text: str) -> EngineError:
+        """As `start_error`, for a failed `launch_exec` of ``arguments`` (``OCI runtime exec failed: ...``)."""
         return self.start_error(bundle, status, text)
 
     @abstractmethod

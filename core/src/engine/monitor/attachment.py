@@ -28,6 +28,7 @@ STALL = 5.0
 SPOOL_LIMIT = 1 << 30
 GIVE_UP = 600.0  # after the exit: how long a client that reads nothing keeps its monitor alive
 CHUNK = 64 * 1024
+UNSTARTED = "unstarted"  # how an attachment ends whose process never ran: the daemon may still say why on its own copy
 DRAIN = 64  # chunks, at most, of what a departing client had sent
 
 _frame_header = struct.Struct(">BxxxL").pack
@@ -61,7 +62,7 @@ class Attachment:
     """A client socket served directly: raw with a terminal, Docker's 8-byte frames without.
 
     ``on_input(data)`` gets what the client sends and ``on_input_end()`` its end of input; ``on_end(how)`` is called
-    once, when the socket has been closed: ``"detached"``, ``"closed"`` or ``"exited"``. ``on_room()`` is called when
+    once, when the socket has been closed: ``"detached"``, ``"closed"``, ``"exited"`` or `UNSTARTED`. ``on_room()`` is called when
     a client that was `full` is no longer.
     """
 
@@ -300,7 +301,8 @@ class Attachment:
         self._queue.clear()
         self._queued = 0
         try:
-            self._sock.shutdown(socket.SHUT_WR)
+            if how != UNSTARTED:
+                self._sock.shutdown(socket.SHUT_WR)
             for _ in range(DRAIN):  # input left unread would turn the client's end of file into a reset
                 if not self._sock.recv(CHUNK):
                     break

@@ -221,6 +221,10 @@ class OciRuntime(RuntimeDriver):
         process = None if exec else self._config(bundle).process
         return wording.start_error(text, status, arguments=process.args if process else [], exec=exec)
 
+    def exec_error(self, bundle: Bundle, arguments: Sequence[str], status: int, text: str) -> EngineError:
+        """As `start_error`, for an exec."""
+        return wording.start_error(text, status, arguments=arguments, exec=True)
+
     # -- delete ---------------------------------------------------------------------------------------------
 
     def delete(self, bundle: Bundle) -> None:
