@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import shutil
 import socket
 import subprocess
@@ -193,6 +194,25 @@ def _owned(info: tarfile.TarInfo, mode: int) -> tarfile.TarInfo:
     info.uname = info.gname = "root"
     info.mode, info.mtime = mode, 1_767_225_600
     return info
+
+
+def debian_rootfs() -> Path | None:
+    """A tar of a Debian root file system with nginx, made with mmdebstrap once and kept; None without mmdebstrap."""
+    kept = Path("/var/cache/engine-tests/debian.tar")
+    program = shutil.which("mmdebstrap")
+    if not kept.exists():
+        if program is None:
+            return None
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        suite = platform.freedesktop_os_release()["VERSION_CODENAME"]
+        packages = "nginx-light,python3-minimal,perl,git,curl"
+        fresh = kept.with_suffix(f".{os.getpid()}")
+        subprocess.run(
+            [program, "--quiet", "--variant=minbase", "--format=tar", f"--include={packages}", suite, str(fresh)],
+            check=True,
+        )
+        fresh.rename(kept)
+    return kept
 
 
 def connects(host: str, port: int) -> bool:

@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from harness import BIN, make_busybox
+from harness import BIN, debian_rootfs, make_busybox
 
 CPUACCT = Path("/sys/fs/cgroup/cpuacct")
 # what the issue allows: ours / dockerd, or an absolute in the unit of the row
@@ -234,22 +234,6 @@ def start50(peer: Peer) -> float:
     return spent
 
 
-def rootfs_archive(directory: Path) -> Path | None:
-    """A Debian root file system made with mmdebstrap, kept between runs; None where that is not installed."""
-    kept = Path("/var/cache/engine-tests/debian.tar")
-    if not kept.exists():
-        if not shutil.which("mmdebstrap"):
-            return None
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        packages = "nginx-light,python3-minimal,perl,git,curl"
-        temporary = str(directory / "debian.tar")
-        subprocess.run(
-            ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={packages}", "stable", temporary], check=True
-        )
-        shutil.move(temporary, kept)
-    return kept
-
-
 def measure(peers: list[Peer], rounds: int, only: set[str], scratch: Path) -> dict[str, dict[str, list[float]]]:
     """Samples by workload and daemon, taken in turns."""
     samples: dict[str, dict[str, list[float]]] = {}
@@ -303,7 +287,7 @@ def measure(peers: list[Peer], rounds: int, only: set[str], scratch: Path) -> di
     for peer in peers:
         peer.remove(crowd.get(peer.kind, []))
 
-    archive = rootfs_archive(scratch) if not only or only & {"load_rootfs", "import_rootfs", "pull_rootfs"} else None
+    archive = debian_rootfs() if not only or only & {"load_rootfs", "import_rootfs", "pull_rootfs"} else None
     if archive is not None:
         rootfs(peers, take, archive, scratch)
 
