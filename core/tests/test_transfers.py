@@ -284,6 +284,14 @@ def test_an_operating_system_we_cannot_run_is_refused_before_layers(registry: Fa
     assert engine.records.names == {}
 
 
+def test_an_image_of_another_operating_system_than_asked_for_is_refused(registry: FakeRegistry, engine: Engine) -> None:
+    registry.add_image("app", "v1", LAYERS)
+    text = 'cannot download image with operating system "linux" when requesting "windows"'
+    with pytest.raises(NotSupported, match=text):
+        run(engine.pull(f"{registry.host}/app:v1", platform=Platform("windows", "amd64")))
+    assert engine.records.names == {}
+
+
 def test_verification_sees_the_target_before_anything_it_names(registry: FakeRegistry, engine: Engine) -> None:
     manifest = registry.add_image("app", "v1", LAYERS)
     engine.hooks.refusal = "not signed"
@@ -526,7 +534,7 @@ def test_layers_of_a_sister_repository_are_mounted(pulled: Engine, registry: Fak
 def test_all_tags_of_a_name_are_pushed(pulled: Engine, registry: FakeRegistry, other: FakeRegistry) -> None:
     for tag in ("a", "b"):
         retag(pulled, f"{registry.host}/app:v1", f"{other.host}/copy:{tag}")
-    run(pulled.push(f"{other.host}/copy", all_tags=True))
+    run(pulled.push(f"{other.host}/copy"))
     assert {"a", "b"} <= set(other.repository("copy").manifests)
 
 

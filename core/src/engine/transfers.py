@@ -387,6 +387,10 @@ class Transfers:
         actual = normalise(config.os or "linux", config.architecture, config.variant)
         if actual.os != "linux" and not actual.is_wasm:
             raise NotSupported(f'image operating system "{actual.os}" cannot be used on this platform')
+        if platform and actual.os != platform.os and not (actual.is_wasm and platform.is_wasm):
+            raise NotSupported(
+                f'cannot download image with operating system "{actual.os}" when requesting "{platform.os}"'
+            )
         if platform and not actual.satisfies(platform):
             progress(
                 message(
@@ -512,11 +516,10 @@ class Transfers:
         reference: str,
         *,
         platform: Platform | None = None,
-        all_tags: bool = False,
         auth: RegistryAuth | None = None,
         progress: Progress,
     ) -> None:
-        """Send an image (or, with ``all_tags``, all tags of a name) to the registry its name says.
+        """Send an image to the registry its name says; a name without a tag means all its tags.
 
         What a tag names is sent whole when all of it is here - an index with every platform - else the manifest for
         ``platform`` (or this machine). Raises `NotFound` in dockerd's words when there is nothing to push.
@@ -525,15 +528,15 @@ class Transfers:
         progress(message(f"The push refers to repository [{wanted.name}]"))
         if wanted.digest:
             raise InvalidParameter("cannot push a digest reference")
-        tagged = self._tagged(wanted if all_tags else wanted.with_default_tag(), all_tags)
+        tagged = self._tagged(wanted)
         cancel = Cancel()
         await self._cancellable(cancel, self._push(wanted, tagged, platform, auth or ANONYMOUS, progress, cancel))
 
-    def _tagged(self, wanted: Reference, all_tags: bool) -> list[Reference]:
+    def _tagged(self, wanted: Reference) -> list[Reference]:
         known = [found for found in map(parse_reference, self._records.references(wanted.name)) if found.tag]
         if not known:
             raise NotFound(f"An image does not exist locally with the tag: {wanted.familiar_name}")
-        if all_tags:
+        if not wanted.tag:
             return known
         if wanted not in known:
             raise NotFound(f"tag does not exist: {wanted.familiar}")
