@@ -105,10 +105,8 @@ class RuntimeDriver(ABC):
         runtime; must not start anything."""
 
     @abstractmethod
-    def start_error(self, bundle: Bundle, status: int, text: str, *, exec: bool = False) -> EngineError:
-        """Turn the output of a failed launch into an error in dockerd's words (`StartFailed` with 127, 126 or 128).
-
-        ``exec`` tells that the launch was one of `launch_exec`."""
+    def start_error(self, bundle: Bundle, status: int, text: str) -> EngineError:
+        """Turn the output of a failed launch into an error in dockerd's words (`StartFailed` with 127, 126 or 128)."""
 
     def exec_error(self, bundle: Bundle, arguments: Sequence[str], status: int, text: str) -> EngineError:
         """As `start_error`, for a failed `launch_exec` of ``arguments`` (``OCI runtime exec failed: ...``)."""

@@ -62,8 +62,8 @@ class Attachment:
     """A client socket served directly: raw with a terminal, Docker's 8-byte frames without.
 
     ``on_input(data)`` gets what the client sends and ``on_input_end()`` its end of input; ``on_end(how)`` is called
-    once, when the socket has been closed: ``"detached"``, ``"closed"``, ``"exited"`` or `UNSTARTED`. ``on_room()`` is called when
-    a client that was `full` is no longer.
+    once, when the socket has been closed: ``"detached"``, ``"closed"``, ``"exited"`` or `UNSTARTED`. ``on_room()`` is
+    called when a client that was `full` is no longer.
     """
 
     def __init__(

@@ -19,7 +19,7 @@ from collections import deque
 
 from engine import kernel
 from engine.monitor import start
-from engine.monitor.attachment import CHUNK, Attachment
+from engine.monitor.attachment import CHUNK, UNSTARTED, Attachment
 from engine.monitor.loop import READ, WRITE, Loop
 from engine.monitor.oom import OomWatch
 from engine.monitor.stdin import Stdin
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 SETTLE = 0.1  # after the exit: how long output may still arrive before the exit is recorded
 LINGER = 2.0  # after the exit: how long a grandchild that holds the output open keeps the attachments
+REAP = 1.0  # after the exit: how long until a process nobody gave to us is given up
+LOST = 255  # the exit code of such a process, which nobody knows
 PIPE_SIZE = 256 * 1024
 _PACKET = 1 << 18
 _BACKLOG = 4096
@@ -249,6 +251,7 @@ class Monitor:
             self._start_failed(-1, f"{type(error).__name__}: {error}")
             return
         if self._launch["guest"]:
+            self._pidfd = os.pidfd_open(self._program)
             self._started(self._program)
 
     def _run(self) -> None:
@@ -338,7 +341,7 @@ class Monitor:
         try:
             with open(self._launch["pid_file"]) as file:
                 pid = int(file.read())
-            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            self._pidfd = os.pidfd_open(pid)
         except (OSError, ValueError) as error:
             self._start_failed(code, f"the runtime left no process: {error}")
             return
@@ -352,7 +355,7 @@ class Monitor:
         self._remove_temporary()
         self._state = "running"
         self._pid = pid
-        self._pidfd = os.pidfd_open(pid)
+        self.loop.watch(self._pidfd, READ, self._gone)
         if not self._task["exec"]:
             self._oom = OomWatch(pid)
             if self._oom.fd >= 0:
@@ -395,6 +398,8 @@ class Monitor:
         self._recorded = True
         start.unlink(self._directory + "/monitor.sock")
         self._release()
+        for attachment in list(self._attachments.values()):
+            attachment.end(UNSTARTED)
         self._finish()
 
     # -- the process's output, input and size ---------------------------------------------------------------
@@ -545,11 +550,20 @@ class Monitor:
             if pid == 0:
                 return
             if pid == self._pid and self._state == "running":
-                self._exited(status)
+                self._exited(os.waitstatus_to_exitcode(status))
 
-    def _exited(self, status: int) -> None:
+    def _gone(self, _mask: int) -> None:
+        """The process has ended; its status comes with SIGCHLD (crun's helper, its parent, may outlive it a little)."""
+        self.loop.unwatch(self._pidfd)
+        self.loop.after(REAP, self._never_ours)
+
+    def _never_ours(self) -> None:
+        if self._state == "running":
+            self._exited(LOST)
+
+    def _exited(self, code: int) -> None:
         self._state = "exited"
-        code = os.waitstatus_to_exitcode(status)
+        self.loop.unwatch(self._pidfd)
         self._exit = {
             "event": "exit",
             "code": code if code >= 0 else 128 - code,

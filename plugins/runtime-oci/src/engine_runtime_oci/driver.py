@@ -216,10 +216,10 @@ class OciRuntime(RuntimeDriver):
             config.setdefault("linux", {})["cgroupsPath"] = self._default_cgroups_path(bundle)
             file.write_text(json.dumps(config))
 
-    def start_error(self, bundle: Bundle, status: int, text: str, *, exec: bool = False) -> EngineError:
+    def start_error(self, bundle: Bundle, status: int, text: str) -> EngineError:
         """See `engine_runtime_oci.wording`."""
-        process = None if exec else self._config(bundle).process
-        return wording.start_error(text, status, arguments=process.args if process else [], exec=exec)
+        process = self._config(bundle).process
+        return wording.start_error(text, status, arguments=process.args if process else [], exec=False)
 
     def exec_error(self, bundle: Bundle, arguments: Sequence[str], status: int, text: str) -> EngineError:
         """As `start_error`, for an exec."""
