@@ -103,19 +103,19 @@ def _own(settings: Config) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _locked(path: Path, what: str, flag: str) -> Iterator[None]:
-    with path.open("a+") as file:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            file.seek(0)
+            holder = os.pread(fd, 20, 0).decode().strip() or "unknown"
             raise AlreadyExists(
-                f"{what} is in use by another engined (pid {file.read().strip() or 'unknown'}): stop it, or use "
-                f"another {flag}"
+                f"{what} is in use by another engined (pid {holder}): stop it, or use another {flag}"
             ) from None
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
+        os.pwrite(fd, b"%-19d\n" % os.getpid(), 0)
         yield
+    finally:
+        os.close(fd)
 
 
 class Daemon:
