@@ -281,20 +281,21 @@ def _with_address(text: str) -> str:
 
 
 def _usage(path: str, seen: set[tuple[int, int]]) -> int:
-    """Bytes below ``path``, hard links once; what vanishes meanwhile does not count."""
+    """Bytes of the files below ``path``, hard links once; what vanishes meanwhile does not count."""
     total = 0
     try:
         with os.scandir(path) as entries:
             for entry in entries:
                 with suppress(FileNotFoundError):
+                    if entry.is_dir(follow_symlinks=False):
+                        total += _usage(entry.path, seen)
+                        continue
                     facts = entry.stat(follow_symlinks=False)
-                    if facts.st_nlink > 1 and not entry.is_dir(follow_symlinks=False):
+                    if facts.st_nlink > 1:
                         if (facts.st_dev, facts.st_ino) in seen:
                             continue
                         seen.add((facts.st_dev, facts.st_ino))
                     total += facts.st_size
-                    if entry.is_dir(follow_symlinks=False):
-                        total += _usage(entry.path, seen)
     except FileNotFoundError:
         pass
     return total
