@@ -26,6 +26,7 @@ class Firewall:
         self._guard = guard
         self._lock = threading.Lock()
         self._nftables: Nftables | None = None
+        self._installed = False
         self._networks: dict[str, list[rules.Element]] = {}
         self._ports: dict[str, list[rules.Element]] = {}
 
@@ -76,9 +77,12 @@ class Firewall:
                 return
             command = rules.delete(self._name, gone) + rules.add(self._name, new)
             try:
-                self._run(command)
+                if self._installed:
+                    self._run(command)
+                else:
+                    self._put()
             except NftablesError as error:
-                _log.warning("the nftables table is not as it was left; putting it back", extra={"reason": str(error)})
+                _log.warning("the nftables table is not as it was left; putting it back: %s", error)
                 try:
                     self._put()
                 except NftablesError:
@@ -91,6 +95,7 @@ class Firewall:
     def _put(self) -> None:
         elements = {e for group in (self._networks, self._ports) for listed in group.values() for e in listed}
         self._run(rules.table(self._name, elements, guard=self._guard()))
+        self._installed = True
 
     def _run(self, command: str) -> None:
         if self._nftables is None:

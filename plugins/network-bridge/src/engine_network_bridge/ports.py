@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import socket
 import sys
@@ -22,6 +23,8 @@ from engine.drivers.network import PublishedPort
 from engine.errors import Conflict, EngineError, Unavailable
 
 __all__ = ["Binding", "HostPorts", "PortHolder"]
+
+_log = logging.getLogger(__name__)
 
 _RANGE = (32768, 60999)
 _ANY = ("0.0.0.0", "::")  # noqa: S104 - compared with, not bound
@@ -66,11 +69,10 @@ class PortHolder:
         """Make the holder hold exactly ``desired``; returns what could not be bound: endpoint, index, errno."""
         with self._lock:
             self._desired = dict(desired)
-            if self._socket is None and not self._connect():
-                if not desired:
-                    return []
-                self._start()
-            return [(e, i, number) for e, i, number in self._sync()]
+            if self._socket is None and not desired and not self._connect():
+                return []  # no holder, and nothing to hold
+            failed = self._ask({"op": "sync", "endpoints": self._desired})["failed"]
+            return [(endpoint, index, number) for endpoint, index, number in failed]
 
     def disconnect(self) -> None:
         """Close the connection; the holder goes on by itself as long as it has ports."""
@@ -85,22 +87,16 @@ class PortHolder:
                 return self._exchange(request)
             except (OSError, EOFError):
                 self._drop()
-        if not self._connect():
-            self._start()
-        self._sync()  # a holder that died took its ports along
-        try:
-            return self._exchange(request)
-        except (OSError, EOFError) as error:
-            self._drop()
-            raise Unavailable(f"the process that holds published ports does not answer: {error}") from error
-
-    def _sync(self) -> list[list[Any]]:
-        try:
-            failed: list[list[Any]] = self._exchange({"op": "sync", "endpoints": self._desired})["failed"]
-        except (OSError, EOFError) as error:
-            self._drop()
-            raise Unavailable(f"the process that holds published ports does not answer: {error}") from error
-        return failed
+        for attempt in range(3):  # one found alive may be about to end, for want of ports
+            if not self._connect():
+                self._start()
+            try:
+                self._exchange({"op": "sync", "endpoints": self._desired})  # one that died took its ports along
+                return self._exchange(request)
+            except (OSError, EOFError) as error:
+                _log.info("the port holder went away", extra={"attempt": attempt, "error": str(error)})
+                self._drop()
+        raise Unavailable("the process that holds published ports does not answer")
 
     def _exchange(self, request: Mapping[str, object]) -> dict[str, Any]:
         assert self._socket is not None

@@ -291,6 +291,7 @@ class Holder:
         self.control = control
         self.engines: dict[int, tuple[socket.socket, bytearray]] = {}
         self.endpoints: dict[str, list[Listener]] = {}
+        self.greeted = False
         control.setblocking(False)
         self.loop.add(control.fileno(), self.engine)
 
@@ -301,6 +302,7 @@ class Holder:
             return
         sock.setblocking(True)
         sock.settimeout(10)
+        self.greeted = True
         self.engines[sock.fileno()] = (sock, bytearray())
         self.loop.add(sock.fileno(), lambda: self.hear(sock.fileno()))
 
@@ -364,9 +366,11 @@ class Holder:
         while True:
             if self.endpoints:
                 idle_since = None
+            elif self.greeted and not self.engines:
+                return
             elif idle_since is None:
                 idle_since = time.monotonic()
-            elif not self.engines or time.monotonic() - idle_since >= _LINGER:
+            elif time.monotonic() - idle_since >= _LINGER:
                 return
             flows = any(listener.flows for listeners in self.endpoints.values() for listener in listeners)
             self.loop.turn(-1 if self.endpoints and not flows else _UDP_IDLE / 3 if flows else 5)
