@@ -149,6 +149,37 @@ def test_a_token_the_registry_forgot_is_renewed(registries: Registries) -> None:
         assert registry.count("GET", "/token") == 2
 
 
+def test_a_registry_that_was_open_and_now_wants_credentials_gets_them(registries: Registries) -> None:
+    with FakeRegistry() as registry:
+        registry.add_image("app", "latest", [b"x"])
+        opened(registries, registry).manifest("latest")
+        for scheme in ("basic", "bearer", "basic"):
+            registry.auth = scheme
+            opened(registries, registry, auth=ADMIN).manifest("latest")
+
+
+def test_a_token_that_expires_during_an_upload_is_renewed(registries: Registries) -> None:
+    with FakeRegistry("bearer") as registry:
+        data = os.urandom(900_000)
+
+        def expire(handler: object) -> bool:
+            registry.tokens.clear()
+            return False
+
+        registry.fault("PUT", "/uploads/", expire)
+        repository = opened(registries, registry, push=True)
+        repository.upload(descriptor_of(data), lambda: io.BytesIO(data), lambda _: None)
+        assert registry.repository("app").blobs[sha256(data)] == data
+
+
+def test_plain_http_is_asked_directly_once_it_is_known(registries: Registries, registry: FakeRegistry) -> None:
+    registry.add_image("app", "latest", [b"x"])
+    for _ in range(3):
+        opened(registries, registry).manifest("latest")
+    assert registry.count("GET", "^/v2/$") == 1
+    assert len(registries.transport._pools) == 2  # one attempt at TLS, one plain connection
+
+
 def test_an_identity_token_is_exchanged_by_post(registries: Registries) -> None:
     with FakeRegistry("bearer") as registry:
         registry.add_image("app", "latest", [b"x"])

@@ -9,7 +9,7 @@ import copy
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import IO, TYPE_CHECKING
@@ -36,16 +36,18 @@ log = logging.getLogger(__name__)
 PULL, PUSH = "pull", "pull,push"
 _CHUNK = 16 * 1024 * 1024
 _TAG_PAGES = 1000
+_CONTACT_SECONDS = 300.0
 # Answers to a monolithic upload that mean "send it in chunks".
 _CHUNK_PLEASE = frozenset({405, 411, 413, 416, 501})
 
 
 @dataclass(frozen=True, slots=True)
 class _Contact:
-    """An endpoint that answered, and what it asks for."""
+    """An endpoint that answered at ``time`` (monotonic), and what it asks for."""
 
     endpoint: Endpoint
     challenges: tuple[Challenge, ...]
+    time: float
 
 
 class Registries:
@@ -83,7 +85,11 @@ class Registries:
         """
         failure: RegistryError | None = None
         answered = False
-        for endpoint in endpoints(reference.domain, self.options, push=push):
+        places = endpoints(reference.domain, self.options, push=push)
+        plain = [place for place in places if not place.mirror and place.url.startswith("http://")]
+        if any(self._known(place) for place in plain):  # it had no TLS a moment ago
+            places = plain
+        for endpoint in places:
             if answered and not endpoint.mirror and endpoint.url.startswith("http://"):
                 return  # HTTPS works: plain HTTP is no alternative
             try:
@@ -154,8 +160,7 @@ class Registries:
 
     def _contact(self, endpoint: Endpoint, cancel: Cancel | None, *, fresh: bool = False) -> _Contact:
         """Ping (``GET /v2/``) an endpoint once and remember what it asked for."""
-        with self._lock:
-            known = self._contacts.get(endpoint)
+        known = self._known(endpoint)
         if known and not fresh:
             return known
         url = f"{endpoint.url}/v2/"
@@ -166,10 +171,15 @@ class Registries:
             raise RegistryError(
                 f'Get "{url}": received unexpected HTTP status: {describe_status(status)}', status=status
             )
-        contact = _Contact(endpoint, tuple(challenges))
+        contact = _Contact(endpoint, tuple(challenges), time.monotonic())
         with self._lock:
             self._contacts[endpoint] = contact
         return contact
+
+    def _known(self, endpoint: Endpoint) -> _Contact | None:
+        with self._lock:
+            contact = self._contacts.get(endpoint)
+        return contact if contact and contact.time > time.monotonic() - _CONTACT_SECONDS else None
 
     def forget(self, endpoint: Endpoint) -> None:
         """Ping again at the next use: the endpoint changed or went away."""
@@ -428,35 +438,34 @@ class Repository:
         body: bytes | None = None,
         file: _Watched | None = None,
     ) -> Response:
-        """Send with credentials; a token the registry no longer takes is renewed once."""
-        sent = dict(headers or {})
-        authorization = self._authorization(method, url)
-        if authorization:
-            sent["Authorization"] = authorization
-        for renewed in (False, True):
-            response = self._transport.request(
-                method,
-                url,
-                endpoint=self.endpoint,
-                headers=sent,
-                body=file or body,
-                cancel=self._cancel,
-            )
-            if response.status != 401:
-                return response
-            challenges = parse_challenges(response.all("WWW-Authenticate"))
-            bearer = next((challenge for challenge in challenges if challenge.scheme == "bearer"), None)
-            if bearer and bearer.parameters.get("error") == "insufficient_scope":
-                raise_for(response, insufficient_scope=True)
-            if renewed or file or not bearer or not self._renew(bearer, bool(authorization)):
-                if method != "HEAD":
-                    raise_for(response)
-                return response
-            with response:
-                pass
+        """Send with credentials; when the registry does not take them, once more with what it now asks for."""
+        for again in (False, True):
+            sent = dict(headers or {})
             authorization = self._authorization(method, url)
             if authorization:
                 sent["Authorization"] = authorization
+            try:
+                response = self._transport.request(
+                    method, url, endpoint=self.endpoint, headers=sent, body=file or body, cancel=self._cancel
+                )
+            except RegistryError:
+                self._registries.forget(self.endpoint)
+                raise
+            if response.status == HTTPStatus.BAD_REQUEST and self.endpoint.url.startswith("http://"):
+                self._registries.forget(self.endpoint)  # it may speak TLS by now
+            if response.status != HTTPStatus.UNAUTHORIZED:
+                return response
+            challenges = parse_challenges(response.all("WWW-Authenticate"))
+            if any(challenge.parameters.get("error") == "insufficient_scope" for challenge in challenges):
+                raise_for(response, insufficient_scope=True)
+            if again or not self._renew(challenges):
+                if method == "HEAD":
+                    return response
+                raise_for(response)
+            with response:
+                pass
+            if file:  # what was read of it is gone: `upload` opens it again
+                raise RegistryError(f'{method.title()} "{url}": token expired', broken=True)
         raise AssertionError("unreachable: the second round returns or raises")
 
     def _authorization(self, method: str, url: str) -> str:
@@ -475,15 +484,14 @@ class Repository:
             f'{method.title()} "{parts.scheme}://{parts.netloc}{parts.path}": no basic auth credentials', status=401
         )
 
-    def _renew(self, bearer: Challenge, had_one: bool) -> bool:
-        """Drop the token in use and take over what the registry now asks for; whether that may help."""
-        dropped = False
-        for challenge in self._challenges:
-            dropped = self._registries.tokens.forget(challenge, self._scope, self._auth) or dropped
-        if not had_one:
-            self._challenges = (bearer,)
-            return True
-        return dropped
+    def _renew(self, challenges: Sequence[Challenge]) -> bool:
+        """Drop the token in use and take over what the registry asks for now; whether that changes anything."""
+        dropped = [self._registries.tokens.forget(challenge, self._scope, self._auth) for challenge in self._challenges]
+        changed = [challenge.scheme for challenge in challenges] != [held.scheme for held in self._challenges]
+        if changed and challenges:
+            self._challenges = tuple(challenges)
+            self._registries.forget(self.endpoint)
+        return any(dropped) or (changed and bool(challenges))
 
     @property
     def _scope(self) -> str:
