@@ -337,9 +337,9 @@ class Monitor:
         """Hand the client's connected socket over; ``leftover`` is input that was already read from it.
 
         Afterwards ``sock`` is closed here and served by the monitor. The future tells how the attachment ended:
-        ``"detached"``, ``"closed"`` (by the client, or it was too far behind), ``"exited"`` or ``"unstarted"`` (the start
-        failed; the connection is then not shut down, so a duplicate of ``sock`` may still say why). When this raises
-        (`Conflict` once the process has exited), ``sock`` is untouched.
+        ``"detached"``, ``"closed"`` (by the client, or it was too far behind), ``"exited"`` or ``"unstarted"`` (the
+        start failed; the connection is then not shut down, so a duplicate of ``sock`` may still say why). When this
+        raises (`Conflict` once the process has exited), ``sock`` is untouched.
         """
         message = {
             "op": "attach",
