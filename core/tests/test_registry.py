@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from engine.errors import InvalidParameter, NotFound, NotSupported, Unauthorized
@@ -589,6 +590,28 @@ def test_a_cancelled_download_stops(registry: FakeRegistry, registries: Registri
     cancel.set()
     with pytest.raises(Cancelled):
         list(pieces)
+
+
+def test_a_stalled_download_ends_when_the_transfer_is_cancelled(registry: FakeRegistry) -> None:
+    cancel, stalled, ended = Cancel(), threading.Event(), threading.Event()
+    wanted = blob(registry, b"x" * 1000)
+
+    def stall(handler: Any) -> bool:
+        handler.send_response(200)
+        handler.send_header("Content-Length", "1000")
+        handler.end_headers()
+        handler.wfile.flush()
+        stalled.set()
+        ended.wait(30)
+        return True
+
+    registry.fault("GET", "/blobs/", stall)
+    threading.Thread(target=lambda: (stalled.wait(30), cancel.set())).start()
+    try:
+        with pytest.raises(Cancelled):
+            list(opened(Registries(), registry, cancel=cancel).blob(wanted))
+    finally:
+        ended.set()
 
 
 def test_a_pause_ends_when_the_transfer_is_cancelled(registry: FakeRegistry) -> None:

@@ -150,7 +150,6 @@ class _Flight:
     """One blob being downloaded, for everybody who wants it."""
 
     task: asyncio.Task[Exception | None]
-    cancel: Cancel
     bars: list[Bar]
 
 
@@ -448,9 +447,9 @@ class Transfers:
         # No await from here until the flight is known to others.
         if self._downloads.locked():
             bar.say("Waiting")
-        cancel, bars = Cancel(), [bar]
-        task = self._workers.spawn(self._fly(repository.stopped_by(cancel), blob, bars), name=f"download {blob.digest}")
-        flight = self._flights[blob.digest] = _Flight(task, cancel, bars)
+        bars = [bar]
+        task = self._workers.spawn(self._fly(repository, blob, bars), name=f"download {blob.digest}")
+        flight = self._flights[blob.digest] = _Flight(task, bars)
         flight.task.add_done_callback(lambda _: self._landed(blob.digest, flight))
         await self._ride(blob.digest, flight, bar)
 
@@ -462,7 +461,6 @@ class Transfers:
             flight.bars.remove(bar)
             if not flight.bars:
                 self._landed(digest, flight)
-                flight.cancel.set()
                 flight.task.cancel()
             raise
         if error is not None:
@@ -474,9 +472,12 @@ class Transfers:
 
     async def _fly(self, repository: Repository, blob: Descriptor, bars: list[Bar]) -> Exception | None:
         """Download when it is our turn. A failure is the result: each rider raises it."""
+        cancel = Cancel()
+        stoppable = repository.stopped_by(cancel)
         try:
             async with self._downloads:
-                await self._workers.call(self._fetch_blob, repository, blob, bars, deadline=None)
+                work = self._workers.call(self._fetch_blob, stoppable, blob, bars, deadline=None)
+                await self._cancellable(cancel, work)
         except Exception as error:
             return error
         return None

@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urljoin, urlsplit
 
@@ -54,10 +54,16 @@ class Cancel:
 
     def __init__(self) -> None:
         self._event = threading.Event()
+        self._lock = threading.Lock()
+        self._waiting: set[Response] = set()
 
     def set(self) -> None:
-        """Stop: every later `check` and every sleep raises `Cancelled`."""
-        self._event.set()
+        """Stop: every later `check` and every sleep raises `Cancelled`; answers being read end at once."""
+        with self._lock:
+            self._event.set()
+            waiting = list(self._waiting)
+        for response in waiting:
+            response.abort()
 
     def check(self) -> None:
         """Raise `Cancelled` once `set` was called."""
@@ -69,16 +75,36 @@ class Cancel:
         self._event.wait(seconds)
         self.check()
 
+    def watch(self, response: Response) -> None:
+        """Abort this answer when `set` is called, until `unwatch`."""
+        with self._lock:
+            self._waiting.add(response)
+        if self._event.is_set():
+            response.abort()
+
+    def unwatch(self, response: Response) -> None:
+        """The answer has been read."""
+        with self._lock:
+            self._waiting.discard(response)
+
 
 class Response:
     """An answer whose body is still on the wire; use as a context manager, the connection is freed at its end."""
 
-    def __init__(self, raw: urllib3.BaseHTTPResponse, url: str) -> None:
+    def __init__(self, raw: urllib3.BaseHTTPResponse, url: str, cancel: Cancel | None = None) -> None:
         self._raw = raw
+        self._cancel = cancel
         self.url = url
         self.status = raw.status
         self.headers: Mapping[str, str] = raw.headers
         self._ended = False
+        if cancel:
+            cancel.watch(self)
+
+    def abort(self) -> None:
+        """End the answer from another thread: a read that waits for bytes gets none."""
+        with suppress(ValueError, OSError):  # it has just been read to its end
+            self._raw.shutdown()
 
     def all(self, name: str) -> list[str]:
         """Every value of a header that may occur several times."""
@@ -110,6 +136,8 @@ class Response:
 
     def close(self) -> None:
         """Free the connection: for the next request when the body was read to its end, else close it."""
+        if self._cancel:
+            self._cancel.unwatch(self)
         if self._ended or not self._raw.length_remaining:
             self._raw.drain_conn()
             self._raw.release_conn()
@@ -165,7 +193,7 @@ class Transport:
                 cancel.check()
             pause = back_off(attempt)
             try:
-                response = self._follow(method, url, endpoint, dict(headers or {}), body)
+                response = self._follow(method, url, endpoint, dict(headers or {}), body, cancel)
             except RegistryError as error:
                 if attempt == tries or not error.broken:
                     raise
@@ -198,14 +226,20 @@ class Transport:
     # -- one attempt -------------------------------------------------------------------------------------------
 
     def _follow(
-        self, method: str, url: str, endpoint: Endpoint, headers: dict[str, str], body: bytes | Readable | None
+        self,
+        method: str,
+        url: str,
+        endpoint: Endpoint,
+        headers: dict[str, str],
+        body: bytes | Readable | None,
+        cancel: Cancel | None,
     ) -> Response:
         headers.setdefault("User-Agent", self._user_agent)
         home = _origin(endpoint.url)
         for _ in range(_REDIRECTS + 1):
             if _origin(url) != home:
                 headers.pop("Authorization", None)
-            response = self._send(method, url, endpoint, headers, body)
+            response = self._send(method, url, endpoint, headers, body, cancel)
             location = response.headers.get("Location")
             if method not in ("GET", "HEAD") or response.status not in _REDIRECT_STATUSES or not location:
                 return response
@@ -231,6 +265,7 @@ class Transport:
         endpoint: Endpoint,
         headers: Mapping[str, str],
         body: bytes | Readable | None,
+        cancel: Cancel | None,
     ) -> Response:
         parts = urlsplit(url)
         same_host = parts.hostname == urlsplit(endpoint.url).hostname
@@ -247,7 +282,7 @@ class Transport:
                 preload_content=False,
                 decode_content=False,
             )
-        return Response(raw, url)
+        return Response(raw, url, cancel)
 
     def _pool(self, scheme: str, host: str, verify: bool) -> urllib3.PoolManager:
         with self._lock:

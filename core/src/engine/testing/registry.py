@@ -219,6 +219,12 @@ class _Handler(BaseHTTPRequestHandler):
         except (ConnectionError, ValueError):
             pass
 
+    def finish(self) -> None:
+        try:
+            super().finish()
+        except ConnectionError:
+            pass
+
     def reply(self, status: int, body: bytes = b"", headers: Mapping[str, str] | None = None) -> None:
         """Answer; a HEAD gets the length only."""
         self.send_response(status)
