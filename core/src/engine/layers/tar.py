@@ -148,6 +148,8 @@ def entries(stream: Stream) -> Iterator[Entry]:
             _apply_pax(entry, pax)
         if kind == b"S":
             _old_sparse(entry, block, stream)
+        if entry.kind == REGULAR and kind != b"S" and entry.name.endswith(b"/"):
+            entry.kind = DIRECTORY  # archives older than ustar; only the whole name tells
         if entry.kind != REGULAR:
             # links carry a size in some archives (hard links of pax) although no data follows
             entry.stored = entry.size = 0
@@ -209,9 +211,7 @@ def _entry(block: bytes, kind: bytes, size: int) -> Entry:
         if prefix:
             name = prefix + b"/" + name
     if kind in (b"\0", b"7", b"S"):
-        kind = DIRECTORY if kind == b"\0" and name.endswith(b"/") else REGULAR
-    elif kind == REGULAR and name.endswith(b"/"):
-        kind = DIRECTORY  # archives older than ustar
+        kind = REGULAR
     device = kind in (CHARACTER, BLOCK_DEVICE)
     return Entry(
         name=name,
