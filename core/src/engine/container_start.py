@@ -13,11 +13,11 @@ import asyncio
 import logging
 import os
 import shutil
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import msgspec
 
@@ -44,6 +44,9 @@ if TYPE_CHECKING:
 __all__ = ["ContainerSettings", "Running", "Starter", "process_identity"]
 
 log = logging.getLogger(__name__)
+
+_A = TypeVar("_A")
+_B = TypeVar("_B")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,11 +161,9 @@ class Starter:
             await self._workers.call(_make_bundle, bundle.path)
             undo.push_async_callback(self._undo, self._workers.call, shutil.rmtree, bundle.path, True)
             undo.push_async_callback(self._undo, self._images.unmount_rootfs, container.id)
-            rootfs = await self._images.mount_rootfs(container.id)
             undo.push_async_callback(self._undo, self._volumes.unmount, container)
-            mounts = await self._volumes.mount(container, rootfs)
             undo.push_async_callback(self._undo, self._networks.detach, container)
-            attachment = await self._networks.attach(container)
+            (rootfs, mounts), attachment = await both(self._files(container), self._networks.attach(container))
             container = with_attachment(container, attachment)
             files = self._networks.files(container, attachment)
             shared = namespaces(container, attachment, find, self._shm(container, find))
@@ -180,6 +181,10 @@ class Starter:
             undo.pop_all()
         boot_id, ticks = process_identity(pid)
         return Running(monitor=monitor, attachment=attachment, pid=pid, boot_id=boot_id, start_ticks=ticks)
+
+    async def _files(self, container: Container) -> tuple[Path, Sequence[OciMount]]:
+        rootfs = await self._images.mount_rootfs(container.id)
+        return rootfs, await self._volumes.mount(container, rootfs)
 
     async def _undo(self, function: Callable[..., Awaitable[object]], *args: object) -> None:
         """An undo never hides the error that led to it."""
@@ -264,21 +269,23 @@ class Starter:
         """Release all of a container that is not running. Idempotent; goes through all steps and raises the first
         error afterwards (the bundle is kept then, so that the daemon's next start tries again)."""
         bundle = self.bundle(container.id)
-        errors = []
-        steps: tuple[tuple[Callable[..., Awaitable[object]], tuple[object, ...]], ...] = (
-            (self._workers.call, (self._delete_runtime, container, bundle)),
-            (self._networks.detach, (container,)),
-            (self._volumes.unmount, (container,)),
-            (self._images.unmount_rootfs, (container.id,)),
-        )
-        for function, args in steps:
+        errors: list[Exception] = []
+
+        async def release(work: Awaitable[object]) -> None:
             try:
-                await function(*args)
+                await work
             except NotFound:
-                continue
+                pass
             except Exception as error:
                 log.exception("cleaning up after a container", extra={"container": container.id})
                 errors.append(error)
+
+        async def release_files() -> None:
+            await release(self._volumes.unmount(container))
+            await release(self._images.unmount_rootfs(container.id))
+
+        await release(self._workers.call(self._delete_runtime, container, bundle))  # nothing runs after this
+        await both(release(self._networks.detach(container)), release_files())
         if errors:
             raise errors[0]
         await self._workers.call(_remove_bundle, bundle.path)
@@ -383,6 +390,15 @@ def _mount_shm(path: Path, size: int) -> None:
     path.mkdir(exist_ok=True)
     if not os.path.ismount(path):
         mount("shm", path, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, f"mode=1777,size={size}")
+
+
+async def both(first: Coroutine[Any, Any, _A], second: Coroutine[Any, Any, _B]) -> tuple[_A, _B]:
+    """Run two coroutines side by side; when one fails, the other is awaited before its error is raised."""
+    one, two = await asyncio.gather(first, second, return_exceptions=True)
+    for outcome in (one, two):
+        if isinstance(outcome, BaseException):
+            raise outcome
+    return cast("tuple[_A, _B]", (one, two))
 
 
 async def settle(task: asyncio.Task[None] | None) -> None:

@@ -209,11 +209,12 @@ class Containers(ContainerRecords):
     async def discard(self, container: Container, *, anonymous: bool = True) -> None:
         """Delete all that belongs to a container but its record. Idempotent; raises the first error at the end."""
         errors: list[Exception] = []
-        for step in (
+        steps: tuple[Callable[[], Awaitable[None]], ...] = (
             lambda: self.volumes.release(container, anonymous=anonymous),
             lambda: self.images.remove_rootfs(container.id),
             lambda: self.workers.call(self._delete_files, container),
-        ):
+        )
+        for step in steps:
             try:
                 await step()
             except NotFound:

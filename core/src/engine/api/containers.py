@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from engine import container_files, container_stats
+from engine import container_commit, container_files, container_stats
 from engine.api import codec
 from engine.api.router import Request, Response, Route
 from engine.container_attach import check as check_attachable
@@ -333,6 +333,23 @@ async def archive_put(services: Services, request: Request) -> Response:
     return Response.empty(200)
 
 
+async def commit(services: Services, request: Request) -> Response:
+    """POST /commit."""
+    query = request.query
+    image_id = await container_commit.commit(
+        services.containers,
+        query.get("container"),
+        repository=query.get("repo"),
+        tag=query.get("tag"),
+        message=query.get("comment"),
+        author=query.get("author"),
+        pause=query.flag("pause", True),
+        changes=query.all("changes"),
+        config=await request.json(Config),
+    )
+    return Response.json({"Id": image_id}, 201)
+
+
 def _archive_path(request: Request) -> str:
     path = request.query.get("path")
     if not path:
@@ -341,6 +358,7 @@ def _archive_path(request: Request) -> str:
 
 
 ROUTES = [
+    Route("POST", "/commit", commit),
     Route("GET", "/containers/json", list_containers),
     Route("POST", "/containers/create", create),
     Route("POST", "/containers/prune", prune),
