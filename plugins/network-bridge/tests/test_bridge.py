@@ -364,3 +364,26 @@ def test_the_default_bridge_is_docker0_unless_it_is_somebody_elses(lab: Lab) -> 
     assert name == f"br-{lab.context.instance}"
     with pytest.raises(Conflict):
         lab.network(1, name="lo")
+
+
+@pytest.mark.parametrize("program", ["iptables-legacy", "iptables-nft"])
+@pytest.mark.parametrize("chain", ["FORWARD", "DOCKER-USER"])
+def test_an_iptables_that_drops_forwarding_lets_our_bridges_pass(lab: Lab, program: str, chain: str) -> None:
+    def iptables(*arguments: str) -> str:
+        return subprocess.run([program, *arguments], check=True, capture_output=True, text=True).stdout
+
+    if chain == "DOCKER-USER":
+        iptables("-N", chain)
+        iptables("-A", "FORWARD", "-j", chain)
+    iptables("-P", "FORWARD", "DROP")
+    before = iptables("-S")
+    lab.outside()
+    network = lab.network(1)
+    lab.container("web", network)
+    lab.serve("web")
+    lab.publish("web", 8080)
+    assert lab.ask("outside", HOST, 8080) == OUTSIDE
+    assert lab.ask("outside", "10.1.0.2", timeout=0.4) is None
+    assert f"-A {chain} -i br-010101010101" in iptables("-S")
+    lab.driver.delete_network(network.id)
+    assert iptables("-S") == before

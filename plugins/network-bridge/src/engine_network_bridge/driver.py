@@ -100,7 +100,7 @@ class BridgeDriver(NetworkDriver):
         try:
             self._enable_forwarding(network)
             self._firewall.set_network(network.id, rules.network_elements(network, options))
-            foreign.accept(self._owner, options.bridge)
+            foreign.accept(self._owner, options.bridge, self._firewall.drops_forwarding)
         except BaseException:
             self.delete_network(network.id)
             raise
@@ -112,7 +112,7 @@ class BridgeDriver(NetworkDriver):
         self._firewall.remove_network(network_id)
         if bridge is None:
             return
-        foreign.withdraw(self._owner, bridge.options.bridge)
+        foreign.withdraw(self._owner, bridge.options.bridge, self._firewall.drops_forwarding)
         link = self._netlink.link(bridge.options.bridge)
         if link is not None and link.alias == self._alias("network", network_id):
             self._delete(link)
@@ -297,7 +297,7 @@ class BridgeDriver(NetworkDriver):
                 options = parse(network)
                 bridge = _Bridge(network, options, self._ensure_bridge(network, options))
                 self._enable_forwarding(network)
-                foreign.accept(self._owner, options.bridge)
+                foreign.accept(self._owner, options.bridge, self._firewall.drops_forwarding)
             except (EngineError, OSError):
                 _log.exception("a network cannot be restored", extra={"network": network.id})
                 continue

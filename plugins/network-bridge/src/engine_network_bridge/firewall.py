@@ -57,6 +57,14 @@ class Firewall:
         with self._lock:
             self._put()
 
+    def drops_forwarding(self, family: str) -> bool:
+        """Whether the chain ``filter FORWARD`` that iptables-nft keeps for ``ip`` or ``ip6`` drops by default."""
+        with self._lock:
+            try:
+                return "policy drop" in self._run(f"list chain {family} filter FORWARD")
+            except NftablesError:
+                return False  # no such chain
+
     def close(self) -> None:
         """Free libnftables' context; the table stays."""
         with self._lock:
@@ -97,7 +105,7 @@ class Firewall:
         self._run(rules.table(self._name, elements, guard=self._guard()))
         self._installed = True
 
-    def _run(self, command: str) -> None:
+    def _run(self, command: str) -> str:
         if self._nftables is None:
             self._nftables = Nftables()
-        self._nftables.run(command)
+        return self._nftables.run(command)

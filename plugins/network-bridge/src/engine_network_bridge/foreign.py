@@ -11,6 +11,7 @@ import functools
 import logging
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 __all__ = ["accept", "withdraw"]
@@ -18,12 +19,16 @@ __all__ = ["accept", "withdraw"]
 _log = logging.getLogger(__name__)
 
 _LEGACY = {"iptables-legacy": "/proc/net/ip_tables_names", "ip6tables-legacy": "/proc/net/ip6_tables_names"}
+_NFT = {"iptables-nft": "ip", "ip6tables-nft": "ip6"}
 _TIMEOUT = 10
 
 
-def accept(owner: str, bridge: str) -> None:
-    """Let packets of ``bridge`` pass a FORWARD chain that drops by default; never raises."""
-    for program in _programs():
+def accept(owner: str, bridge: str, nft_drops: Callable[[str], bool]) -> None:
+    """Let packets of ``bridge`` pass a FORWARD chain that drops by default; never raises.
+
+    ``nft_drops(family)`` tells whether iptables-nft's chain does.
+    """
+    for program in [*_legacy(), *(program for program, family in _NFT.items() if nft_drops(family))]:
         rules = _run(program, "-S")
         if rules is None or "-P FORWARD DROP" not in rules.splitlines():
             continue
@@ -36,9 +41,9 @@ def accept(owner: str, bridge: str) -> None:
                 )
 
 
-def withdraw(owner: str, bridge: str) -> None:
+def withdraw(owner: str, bridge: str, nft_drops: Callable[[str], bool]) -> None:
     """Remove what `accept` added; never raises."""
-    for program in _programs():
+    for program in [*_legacy(), *(program for program, family in _NFT.items() if nft_drops(family))]:
         rules = _run(program, "-S") or ""
         if f"--comment {owner} " not in rules:
             continue
@@ -53,8 +58,8 @@ def _rules(owner: str, bridge: str) -> list[tuple[str, ...]]:
     return [("-i", bridge, *comment, "-j", "ACCEPT"), ("-o", bridge, *comment, "-j", "ACCEPT")]
 
 
-def _programs() -> list[str]:
-    """The iptables variants that have a filter table now; asking must not create one."""
+def _legacy() -> list[str]:
+    """The legacy variants that have a filter table now; asking them must not create one."""
     found = []
     for program, names in _LEGACY.items():
         try:
