@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -67,11 +67,11 @@ class Images:
         self._note("inspect", reference, platform=platform)
         return {"Id": DIGEST, "Size": 7, "Created": "", "Descriptor": {}}
 
-    def history(self, reference: str) -> list[Any]:
+    def history(self, reference: str) -> Any:
         self._note("history", reference)
         return []
 
-    async def save(self, references: list[str], platform: Platform | None) -> AsyncIterator[bytes]:
+    async def save(self, references: Sequence[str], platform: Platform | None) -> AsyncIterator[bytes]:
         self._note("save", references, platform=platform)
         return Body(b"tar").stream_body()
 

@@ -606,7 +606,12 @@ def test_a_stalled_download_ends_when_the_transfer_is_cancelled(registry: FakeRe
         return True
 
     registry.fault("GET", "/blobs/", stall)
-    threading.Thread(target=lambda: (stalled.wait(30), cancel.set())).start()
+
+    def leave() -> None:
+        stalled.wait(30)
+        cancel.set()
+
+    threading.Thread(target=leave).start()
     try:
         with pytest.raises(Cancelled):
             list(opened(Registries(), registry, cancel=cancel).blob(wanted))
@@ -638,7 +643,8 @@ def descriptor_of(data: bytes) -> Descriptor:
 
 
 def test_a_blob_is_uploaded_whole(registry: FakeRegistry, registries: Registries) -> None:
-    data, told = os.urandom(900_000), []
+    data = os.urandom(900_000)
+    told: list[int] = []
     opened(registries, registry, push=True).upload(descriptor_of(data), lambda: io.BytesIO(data), told.append)
     assert registry.repository("app").blobs[sha256(data)] == data
     assert registry.count("PATCH") == 0

@@ -373,7 +373,7 @@ def test_a_shared_download_that_fails_is_tried_alone(registry: FakeRegistry, eng
         while len(engine.transfers._flights[layer["digest"]].bars) < 2:
             await asyncio.sleep(0.001)
         shared.set()
-        return await asyncio.gather(one, two, return_exceptions=True)
+        return list(await asyncio.gather(one, two, return_exceptions=True))
 
     one, two = run(two_joins_one())
     assert isinstance(one, RegistryError)
