@@ -132,7 +132,8 @@ def test_namespaces_of_another_container_are_entered():
         "mount": "", "network": "/n", "uts": "", "pid": "/proc/9/ns/pid", "ipc": "/proc/9/ns/ipc",
     }  # fmt: skip
     assert mount_at(spec, "/dev/shm") == {
-        "destination": "/dev/shm", "type": "bind", "source": "/other/shm", "options": ["rbind", "rprivate"],
+        "destination": "/dev/shm", "type": "bind", "source": "/other/shm",
+        "options": ["rbind", "rprivate", "nosuid", "nodev"],
     }  # fmt: skip
     assert spec["linux"]["sysctl"] == {}
 

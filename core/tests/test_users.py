@@ -11,6 +11,8 @@ PASSWD = """root:x:0:0:root:/root:/bin/sh
 bob:x:1000:1000:Bob:/home/bob:/bin/sh
 1234:x:7:8::/seven:/bin/sh
 broken:x:nan:1::/:
+odd:x:\u00b2:1::/:
+long:x:99999999999999999999:1::/:
 homeless:x:50:50
 """
 GROUP = "root:x:0:\nbob:x:1000:\nwheel:x:10:bob,root\naudio:x:29:bob\n"
@@ -50,6 +52,9 @@ def test_a_user_is_looked_up_in_the_image(rootfs, text, add, uid, gid, gids, hom
         ("bob:nogroup", (), "unable to find group nogroup: no matching entries in group file"),
         ("bob", ("nogroup",), "unable to find group nogroup: no matching entries in group file"),
         ("-1", (), "uids and gids must be in range 0-2147483647"),
+        ("9" * 5000, (), "uids and gids must be in range 0-2147483647"),
+        ("odd", (), "unable to find user odd: no matching entries in passwd file"),
+        ("long", (), "unable to find user long: no matching entries in passwd file"),
         ("4294967296", (), "uids and gids must be in range 0-2147483647"),
     ],
 )

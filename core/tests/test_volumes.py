@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import pytest
+from engine import kernel
 from engine.errors import Conflict, InvalidParameter, NotFound
 from engine.events import Events
 from engine.model.container import (
@@ -107,6 +109,11 @@ def rootfs_of(tmp_path):
     (tmp_path / "rootfs" / "data").mkdir(parents=True)
     (tmp_path / "rootfs" / "data" / "file").write_text("from the image")
     return tmp_path / "rootfs"
+
+
+def plain(mount):
+    """Without what the file system of the tests happens to forbid."""
+    return replace(mount, options=tuple(each for each in mount.options if each not in ("nosuid", "nodev", "noexec")))
 
 
 def test_creating_is_idempotent_and_told_once(world):
@@ -367,7 +374,7 @@ def test_mounting_fills_an_empty_volume_once_and_tells(world, tmp_path):
             container = await w.container(binds=["v:/data:ro"])
             (mount,) = await w.volumes.mount(container, rootfs)
             source = w.volumes.get("v").mountpoint
-            assert mount == OciMount("/data", "bind", source, ("rbind", "rro"))
+            assert plain(mount) == OciMount("/data", "bind", source, ("rbind", "rro"))
             assert (tmp_path / "root" / "v" / "file").read_text() == "from the image"
             assert w.plugins.volume("local").mounts == {("v", "c1")}
             assert w.told[-1] == (
@@ -408,14 +415,14 @@ def test_the_missing_source_of_a_v_flag_is_made_and_that_of_a_mount_is_not(world
             made = await w.container("made", binds=[f"{tmp_path}/new/dir:/x"])
             (mount,) = await w.volumes.mount(made, tmp_path)
             assert (tmp_path / "new" / "dir").is_dir()
-            assert mount == OciMount("/x", "bind", f"{tmp_path}/new/dir", ("rbind", "rprivate"))
+            assert plain(mount) == OciMount("/x", "bind", f"{tmp_path}/new/dir", ("rbind", "rprivate"))
             source = tmp_path / "there"
             source.mkdir()
             options = BindOptions(non_recursive=True)
             gone = await w.container(
                 "gone", mounts=[Mount(type="bind", source=str(source), target="/x", bind_options=options)]
             )
-            assert (await w.volumes.mount(gone, tmp_path))[0].options == ("bind", "rprivate")
+            assert plain((await w.volumes.mount(gone, tmp_path))[0]).options == ("bind", "rprivate")
             source.rmdir()
             with pytest.raises(InvalidParameter, match=f"bind source path does not exist: {source}"):
                 await w.volumes.mount(gone, tmp_path)
@@ -442,6 +449,24 @@ def test_a_missing_donor_is_no_missing_image(world):
                 await w.volumes.resolve("c1", Config(), HostConfig(volumes_from=["nosuch"]), others)
 
     run(scenario)
+
+
+@pytest.mark.root
+@pytest.mark.usefixtures("no_leaks")
+def test_what_the_mount_of_a_source_forbids_stays_forbidden(world, tmp_path):
+    (tmp_path / "strict").mkdir()
+    kernel.mount("tmpfs", tmp_path / "strict", "tmpfs", kernel.MS_NOEXEC | kernel.MS_NOSUID | kernel.MS_RDONLY)
+
+    async def scenario():
+        async with world() as w:
+            container = await w.container(binds=[f"{tmp_path}/strict:/x"])
+            (mount,) = await w.volumes.mount(container, tmp_path)
+            assert mount.options == ("rbind", "nosuid", "noexec", "ro", "rprivate")
+
+    try:
+        run(scenario)
+    finally:
+        kernel.umount(tmp_path / "strict")
 
 
 @pytest.mark.root

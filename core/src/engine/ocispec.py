@@ -74,6 +74,8 @@ _KERNEL_MOUNTS = (
 )
 _STAYS_WRITABLE = frozenset(("/proc", "/dev", "/dev/pts", "/dev/shm", "/dev/mqueue"))  # noqa: S108 - inside
 
+_SHM_BIND = ("rbind", DEFAULT_PROPAGATION, "nosuid", "nodev")
+
 # The network's files: where the engine's own copy goes unless the user mounts something there.
 _NETWORK_FILES = {"resolv.conf": "/etc/resolv.conf", "hostname": "/etc/hostname", "hosts": "/etc/hosts"}
 
@@ -319,7 +321,7 @@ def _mounts(
             if host_config.ipc_mode == "none":
                 continue
             if shm:
-                mount = OciMount(mount.destination, "bind", shm, ("rbind", DEFAULT_PROPAGATION))
+                mount = OciMount(mount.destination, "bind", shm, _SHM_BIND)
                 options = mount.options
             else:
                 options = (*options, f"size={host_config.shm_size or DEFAULT_SHM_SIZE}")

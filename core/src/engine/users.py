@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ __all__ = ["User", "find"]
 
 MAX_ID = (1 << 31) - 1
 _MAX_FILE = 8 << 20
+_MAX_DIGITS = 10
 _ABSENT = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES))
 
 
@@ -33,108 +34,105 @@ class User:
     home: str = "/"
 
 
-@dataclass(frozen=True, slots=True)
-class _Passwd:
-    name: str
-    uid: int
-    gid: int
-    home: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Group:
-    name: str
-    gid: int
-    members: tuple[str, ...]
-
-
 def find(rootfs: Path, text: str, group_add: Sequence[str] | None = None) -> User:
     """Resolve ``user``, ``uid``, ``user:group``, ``uid:gid`` (empty: root) and ``--group-add`` below ``rootfs``.
 
     Blocks on the file system. Raises `InvalidParameter` in dockerd's words when a name is unknown or an id is out of
     range (0 to 2147483647).
     """
+    name, _, group = text.partition(":")
     directory = os.open(rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        users = _read_passwd(directory)
-        groups = _read_groups(directory)
+        user = _passwd(directory, name or "0")
+        groups = [group] if group else []
+        if groups or group_add or user.name:
+            return _with_groups(user, groups, group_add or (), list(_records(directory, "etc/group", 3)))
     finally:
         os.close(directory)
-    return _resolve(text, group_add or (), users, groups)
+    return User(uid=user.uid, gid=user.gid, gids=(user.gid,), home=user.home)
 
 
-def _resolve(text: str, group_add: Sequence[str], users: list[_Passwd], groups: list[_Group]) -> User:
-    user_text, _, group_text = text.partition(":")
-    wanted = user_text or "0"
+@dataclass(frozen=True, slots=True)
+class _Passwd:
+    """An entry of passwd; without a name when there is none for a number."""
+
+    name: str
+    uid: int
+    gid: int
+    home: str
+
+
+def _passwd(directory: int, wanted: str) -> _Passwd:
+    """The first entry whose name or number is the one wanted."""
     number = _id(wanted)
-    # A name made of digits wins over the number it spells, as in libc's callers and runc.
-    entry = next((user for user in users if user.name == wanted), None)
-    if entry is None and number is not None:
-        entry = next((user for user in users if user.uid == number), None)
-    if entry is not None:
-        uid, gid, home, name = entry.uid, entry.gid, entry.home or "/", entry.name
-    elif number is not None:
-        uid, gid, home, name = number, 0, "/", ""
-    else:
-        raise InvalidParameter(f"unable to find user {wanted}: no matching entries in passwd file")
-    supplementary: list[int] = []
-    if group_text:
-        gid = _group(group_text, groups)
-    elif name:
-        supplementary = [group.gid for group in groups if name in group.members]
-    supplementary += [_group(group, groups) for group in group_add]
-    return User(uid=uid, gid=gid, gids=tuple(dict.fromkeys((gid, *supplementary))), home=home)
-
-
-def _group(text: str, groups: list[_Group]) -> int:
-    entry = next((group for group in groups if group.name == text), None)
-    if entry is not None:
-        return entry.gid
-    number = _id(text)
+    for fields in _records(directory, "etc/passwd", 4):
+        uid, gid = _number(fields[2]), _number(fields[3])
+        if uid is not None and gid is not None and (fields[0] == wanted or uid == number):
+            home = fields[5] if len(fields) > 5 else ""
+            return _Passwd(fields[0], uid, gid, home or "/")
     if number is None:
+        raise InvalidParameter(f"unable to find user {wanted}: no matching entries in passwd file")
+    return _Passwd("", number, 0, "/")
+
+
+def _with_groups(user: _Passwd, chosen: Sequence[str], added: Sequence[str], records: Sequence[Sequence[str]]) -> User:
+    """A group that was chosen replaces all the user is in; those added come on top."""
+    gid = _group(chosen[0], records) if chosen else user.gid
+    gids = [gid]
+    if not chosen:
+        for fields in records:
+            number = _number(fields[2])
+            if number is not None and len(fields) > 3 and user.name in fields[3].split(","):
+                gids.append(number)
+    gids += [_group(text, records) for text in added]
+    return User(uid=user.uid, gid=gid, gids=tuple(dict.fromkeys(gids)), home=user.home)
+
+
+def _group(text: str, records: Sequence[Sequence[str]]) -> int:
+    for fields in records:
+        number = _number(fields[2])
+        if fields[0] == text and number is not None:
+            return number
+    wanted = _id(text)
+    if wanted is None:
         raise InvalidParameter(f"unable to find group {text}: no matching entries in group file")
-    return number
+    return wanted
 
 
 def _id(text: str) -> int | None:
-    """The number ``text`` spells, None when it is a name."""
+    """The number a user typed, None when it is a name."""
     if not text.isascii() or not text.removeprefix("-").isdigit():
         return None
-    number = int(text)
-    if not 0 <= number <= MAX_ID:
+    number = _number(text)
+    if number is None:
         raise InvalidParameter(f"uids and gids must be in range 0-{MAX_ID}")
     return number
 
 
-def _read_passwd(directory: int) -> list[_Passwd]:
-    users = []
-    for fields in _records(directory, "etc/passwd"):
-        if len(fields) >= 4 and fields[2].isdigit() and fields[3].isdigit():
-            home = fields[5] if len(fields) > 5 else ""
-            users.append(_Passwd(fields[0], int(fields[2]), int(fields[3]), home))
-    return users
+def _number(text: str) -> int | None:
+    """A uid or gid; None for anything else. Images hold what they like: signs, Unicode digits, millions of digits."""
+    if len(text) > _MAX_DIGITS or not text.isascii() or not text.isdigit():
+        return None
+    return int(text) if int(text) <= MAX_ID else None
 
 
-def _read_groups(directory: int) -> list[_Group]:
-    groups = []
-    for fields in _records(directory, "etc/group"):
-        if len(fields) >= 3 and fields[2].isdigit():
-            members = tuple(filter(None, fields[3].split(","))) if len(fields) > 3 else ()
-            groups.append(_Group(fields[0], int(fields[2]), members))
-    return groups
+def _records(directory: int, path: str, fields: int) -> Iterator[list[str]]:
+    """The entries of a file with at least so many fields."""
+    for line in _read(directory, path).decode(errors="replace").split("\n"):
+        if not line.startswith("#"):
+            record = line.strip().split(":")
+            if len(record) >= fields:
+                yield record
 
 
-def _records(directory: int, path: str) -> list[list[str]]:
+def _read(directory: int, path: str) -> bytes:
+    """A regular file inside ``directory``, up to a limit; empty when there is none."""
     try:
         # O_NONBLOCK: a FIFO in the image must not hold us up.
         fd = kernel.openat2(directory, path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
     except OSError as error:
         if error.errno in _ABSENT:
-            return []
+            return b""
         raise
     with open(fd, "rb") as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            return []
-        data = file.read(_MAX_FILE)
-    lines = data.decode(errors="replace").split("\n")
-    return [line.strip().split(":") for line in lines if line.strip() and not line.startswith("#")]
+        return file.read(_MAX_FILE) if stat.S_ISREG(os.fstat(fd).st_mode) else b""

@@ -44,6 +44,7 @@ _KIND = "volume"
 _LONG = 600.0  # seconds for calls whose length depends on how much data a volume holds
 _LIST_FILTERS = frozenset(("dangling", "driver", "label", "name"))
 _PRUNE_FILTERS = frozenset(("all", "label", "label!"))
+_KEPT_FLAGS = ((os.ST_NOSUID, "nosuid"), (os.ST_NODEV, "nodev"), (os.ST_NOEXEC, "noexec"))
 _MOUNTINFO_OCTAL = re.compile(rb"\\([0-7]{3})")
 
 
@@ -396,7 +397,7 @@ class Volumes:
             return mounts.parse_tmpfs(point.destination, words)
         if point.type == "bind":
             _prepare_bind_source(point)
-            return OciMount(point.destination, "bind", point.source, _bind_options(point))
+            return OciMount(point.destination, "bind", point.source, _bind_options(point, point.source))
         try:
             source = self._plugins.volume(point.driver).mount(point.name, container.id)
         except NotFound:
@@ -408,7 +409,7 @@ class Volumes:
             source = self._bind_subpath(source, options.subpath, self._state / container.id / str(index))
         elif not options.no_copy and container.state.started_at == ZERO_TIME:
             copy_up(rootfs, point.destination, source)
-        return OciMount(point.destination, "bind", str(source), _bind_options(point))
+        return OciMount(point.destination, "bind", str(source), _bind_options(point, source))
 
     def _bind_subpath(self, source: Path, subpath: str, target: Path) -> Path:
         """Pin a place inside a volume by mounting it: whoever can write the volume cannot swap it for a link later."""
@@ -578,11 +579,18 @@ def _mount_of(source: str) -> tuple[str, Sequence[bytes]]:
     return os.fsdecode(best), optional
 
 
-def _bind_options(point: MountPoint) -> tuple[str, ...]:
-    """Read-only holds for everything mounted below, too, where the kernel can do that (rro, Linux 5.12)."""
+def _bind_options(point: MountPoint, source: str | Path) -> tuple[str, ...]:
+    """Read-only holds for everything mounted below, too, where the kernel can do that (rro, Linux 5.12).
+
+    What the mount of the source forbids stays forbidden: runc keeps those flags by itself, crun 1.8 clears them.
+    """
     options = point.spec.bind_options
     words = ["bind" if options and options.non_recursive else "rbind"]
-    if not point.rw:
+    flags = os.statvfs(source).f_flag
+    words += [word for flag, word in _KEPT_FLAGS if flags & flag]
+    if point.rw:
+        words += ["ro"] if flags & os.ST_RDONLY else []
+    else:
         shallow = options and options.read_only_non_recursive
         words.append("ro" if shallow or not _recursive_read_only() else "rro")
     if point.propagation:

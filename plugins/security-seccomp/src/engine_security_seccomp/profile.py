@@ -10,7 +10,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from functools import cache, lru_cache
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -125,7 +125,7 @@ def machine() -> tuple[str, tuple[int, int]]:
 @cache
 def builtin() -> Profile:
     """The default profile, from ``default.toml``."""
-    data = tomllib.loads(files(__package__).joinpath("default.toml").read_text())
+    data = tomllib.loads(Path(__file__).with_name("default.toml").read_text())
     always = sorted({name for group in data["allow"].values() for name in group.split()})
     rules = [Rule(names=always, action=_ALLOW)]
     for capability, names in data["capability"].items():
