@@ -318,6 +318,8 @@ def _plugin_settings(settings: Config) -> PluginSettings:
     from engine.plugins import PluginSettings
 
     options = {name: dict(section) for name, section in settings.plugin_options.items()}
+    bridge = {"userland-proxy": settings.userland_proxy, "ip-forward": settings.ip_forward}
+    options["bridge"] = bridge | options.get("bridge", {})
     return PluginSettings(
         instance=settings.instance,
         data_root=settings.root,

@@ -19,6 +19,9 @@ def engine_network_drivers() -> Sequence[DriverDescription]:
             loader="engine_network_bridge.driver:BridgeDriver",
             summary="Containers on a Linux bridge of this host, behind NAT",
             capabilities=frozenset({"sandbox", "publish"}),
-            options={"userland-proxy": "false: published ports are reserved but not proxied for [::1] (default true)"},
+            options={
+                "userland-proxy": "Carry connections the kernel cannot, such as those to [::1] (default true)",
+                "ip-forward": "Turn the host's IP forwarding on when a network needs it (default true)",
+            },
         )
     ]

@@ -53,7 +53,8 @@ class BridgeDriver(NetworkDriver):
     def __init__(self, context: DriverContext) -> None:
         super().__init__(context)
         self._owner = f"engine-{context.instance}"
-        self._proxy = str(context.options.get("userland-proxy", "true")).lower() != "false"
+        self._proxy = _enabled(context, "userland-proxy")
+        self._forwarding = _enabled(context, "ip-forward")
         self._netlink = Netlink()
         self._firewall = Firewall(self._owner, guard=self._guard().exists)
         self._holder = PortHolder(context.state)
@@ -156,7 +157,7 @@ class BridgeDriver(NetworkDriver):
         return link.index
 
     def _enable_forwarding(self, network: Network) -> None:
-        if network.internal:
+        if network.internal or not self._forwarding:
             return
         switch = Path("/proc/sys/net/ipv4/ip_forward")
         if switch.read_text().strip() == "0":
@@ -418,6 +419,10 @@ def _configure(interface: str, endpoint: Endpoint, gateways: Mapping[int, netlin
             for error in inside.try_request(*(netlink.add_default_route(link.index, gateway) for gateway in routes)):
                 if error is not None and error.errno != errno.EEXIST:
                     raise error
+
+
+def _enabled(context: DriverContext, option: str) -> bool:
+    return str(context.options.get(option, True)).lower() not in ("false", "0")
 
 
 def _addresses(endpoint: Endpoint) -> tuple[str, str]:
