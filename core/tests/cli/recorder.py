@@ -66,7 +66,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.server.heads.append({key.lower(): value for key, value in self.headers.items()})
         missing = (404, {"message": f"page not found: {path}"})
         status, value = self.server.answers.get((self.command, path.partition("?")[0]), missing)
-        payload = value if isinstance(value, bytes) else (value if isinstance(value, str) else json.dumps(value)).encode()
+        text = value if isinstance(value, (bytes, str)) else json.dumps(value)
+        payload = text.encode() if isinstance(text, str) else text
         self.send_response(status)
         self.send_header("Api-Version", "1.50")
         self.send_header("OSType", "linux")

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-
 from engine.cli.client import segment
 from engine.cli.commands import Command
 from engine.cli.failures import ApiFailure, Failure
-from engine.cli.interact import check_input_terminal, keys_for, pump, resized, signals_passed_on
+from engine.cli.interact import Resized, SignalsPassedOn, check_input_terminal, keys_for, pump
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,17 +30,14 @@ def attach(session: Session, flags: Flags) -> int:
     check_input_terminal(stdin, tty)
     keys = keys_for(session, flags["detach-keys"])
     path = f"/containers/{segment(info['Id'])}"
-    with contextlib.ExitStack() as stack:
-        if flags["sig-proxy"] and not tty:
-            stack.enter_context(signals_passed_on(session, info["Id"]))
+    with SignalsPassedOn(session, info["Id"], wanted=flags["sig-proxy"] and not tty):
         outcome = client.send("POST", f"{path}/wait", {"condition": ""})
         connection, leftover = client.hijack(
             f"{path}/attach",
             {"stream": True, "stdin": stdin or None, "stdout": True, "stderr": True, "detachKeys": keys},
         )
-        if tty and os.isatty(1):
-            stack.enter_context(resized(session, path))
-        pump(connection, leftover, stdin=stdin, stdout=True, stderr=True, tty=tty, keys=keys)
+        with Resized(session, path, wanted=tty):
+            pump(connection, leftover, stdin=stdin, stdout=True, stderr=True, tty=tty, keys=keys)
     status = outcome.response().json()
     if status.get("Error"):
         raise Failure(status["Error"]["Message"])
@@ -74,18 +68,15 @@ def _start_attached(session: Session, flags: Flags, name: str, query: dict[str, 
     keys = keys_for(session, flags["detach-keys"])
     path = f"/containers/{segment(info['Id'])}"
     removed = info["HostConfig"].get("AutoRemove")
-    with contextlib.ExitStack() as stack:
-        if not tty:
-            stack.enter_context(signals_passed_on(session, info["Id"]))
+    with SignalsPassedOn(session, info["Id"], wanted=not tty):
         connection, leftover = client.hijack(
             f"{path}/attach",
             {"stream": True, "stdin": stdin or None, "stdout": True, "stderr": True, "detachKeys": keys},
         )
         outcome = client.send("POST", f"{path}/wait", {"condition": "removed" if removed else "next-exit"})
         client.post(f"{path}/start", query)
-        if tty and os.isatty(1):
-            stack.enter_context(resized(session, path))
-        pump(connection, leftover, stdin=stdin, stdout=True, stderr=True, tty=tty, keys=keys)
+        with Resized(session, path, wanted=tty):
+            pump(connection, leftover, stdin=stdin, stdout=True, stderr=True, tty=tty, keys=keys)
     return int(outcome.response().json()["StatusCode"])
 
 
@@ -129,9 +120,7 @@ def execute(session: Session, flags: Flags) -> int:
         connection, leftover = client.hijack(f"{path}/start", body=options)
     except ApiFailure as failure:
         raise Failure(str(failure), _start_code(failure.reason)) from None
-    with contextlib.ExitStack() as stack:
-        if tty and os.isatty(1):
-            stack.enter_context(resized(session, path))
+    with Resized(session, path, wanted=tty):
         pump(connection, leftover, stdin=body["AttachStdin"], stdout=True, stderr=True, tty=tty, keys=keys)
     return int(client.get(f"{path}/json").get("ExitCode") or 0)
 

@@ -11,6 +11,7 @@ import os
 from _thread import start_new_thread
 
 from engine.cli.failures import ApiFailure, Failure, Unreachable
+from engine.cli.jsontext import dumps, loads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -125,10 +126,8 @@ class Response:
 
     def json(self) -> Any:
         """The body as JSON; None when empty."""
-        import json
-
         body = self.read()
-        return json.loads(body) if body.strip() else None
+        return loads(body) if body.strip() else None
 
     def lines(self) -> Iterator[bytes]:
         """The body line by line, as it arrives."""
@@ -141,9 +140,7 @@ class Response:
 
     def messages(self) -> Iterator[Any]:
         """The body as a stream of JSON values, one a line."""
-        import json
-
-        return (json.loads(line) for line in self.lines())
+        return (loads(line) for line in self.lines())
 
     def close(self) -> None:
         """Stop reading."""
@@ -163,13 +160,28 @@ class Client:
         self._tls = tls
         self._idle: list[Any] = []
 
+    def twin(self) -> Client:
+        """Another client of the same daemon, with connections of its own."""
+        other = Client(self.host, headers=self.headers, tls=self._tls)
+        other.prefix = self.prefix
+        return other
+
+    def close(self) -> None:
+        """Close the idle connections."""
+        while self._idle:
+            self._idle.pop().close()
+
     def connect(self) -> Any:
         """A fresh connection. Raises `Unreachable` in docker's words."""
         scheme, _, address = self.host.partition("://")
         try:
             if scheme == "unix":
                 connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
-                connection.connect(address)
+                try:
+                    connection.connect(address)
+                except OSError:
+                    connection.close()
+                    raise
                 return connection
             if scheme in ("tcp", "http", "https"):
                 return self._connect_tcp(address)
@@ -251,9 +263,7 @@ class Client:
         head = dict(headers or {})
         payload = b""
         if body is not None:
-            import json
-
-            payload = body if isinstance(body, bytes) else json.dumps(body).encode()
+            payload = body if isinstance(body, bytes) else dumps(body).encode()
             head.setdefault("Content-Type", "application/json")
         if stream is not None:
             head["Transfer-Encoding"] = "chunked"
@@ -296,9 +306,7 @@ class Client:
 
     def hijack(self, path: str, query: Mapping[str, Any] | None = None, *, body: Any = None) -> tuple[Any, bytes]:
         """POST and take over the connection: the socket, and what already came after the head."""
-        import json
-
-        payload = b"" if body is None else json.dumps(body).encode()
+        payload = b"" if body is None else dumps(body).encode()
         head = {"Connection": "Upgrade", "Upgrade": "tcp", "Content-Length": str(len(payload))}
         if payload:
             head["Content-Type"] = "application/json"
@@ -376,10 +384,8 @@ class Pending:
 
 
 def _reason(status: int, body: bytes) -> str:
-    import json
-
     try:
-        message = json.loads(body)["message"]
+        message = loads(body)["message"]
     except (ValueError, KeyError, TypeError):
         message = body.decode("utf-8", "replace").strip()
     return str(message) or f"request returned HTTP status {status} with no message"

@@ -208,7 +208,14 @@ def dispatch(words: list[str], environ: Mapping[str, str] | None = None) -> int:
         raise FlagError(f"{error}\n\nUsage:  engine [OPTIONS] COMMAND [ARG...]\n\n"
                         "Run 'engine --help' for more information") from None  # fmt: skip
     session = Session(top, environ)
-    words = top.arguments
+    try:
+        return _dispatch(session, top.arguments)
+    finally:
+        session.close()
+
+
+def _dispatch(session: Session, words: list[str]) -> int:
+    top = session.flags
     if top["version"]:
         from engine import __version__
 

@@ -36,8 +36,8 @@ def ellipsis(text: str, width: int) -> str:
 
 def quoted(text: str) -> str:
     """Go's strconv.Quote, without the template engine for the usual text."""
-    if text.isascii() and text.isprintable() and '"' not in text and "\\" not in text:
-        return f'"{text}"'
+    if text.isprintable():
+        return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
     from engine.cli.template_values import quote
 
     return quote(text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 
 from engine.cli.client import segment
@@ -15,6 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from engine.cli.client import Pending
     from engine.cli.flags import Flags
     from engine.cli.session import Session
 
@@ -168,16 +168,21 @@ def run(session: Session, flags: Flags) -> int:
     return _run_attached(session, flags, container, body, keys)
 
 
+def _wait_removed(outcome: Pending) -> None:
+    try:
+        outcome.response().read()
+    except Failure:  # it is gone already
+        return
+
+
 def _run_attached(session: Session, flags: Flags, container: str, body: dict[str, Any], keys: str) -> int:
-    from engine.cli.interact import pump, resized, signals_passed_on
+    from engine.cli.interact import Resized, SignalsPassedOn, pump
     from engine.cli.streams import Detached
 
     client = session.client
     path = f"/containers/{segment(container)}"
     stdin, stdout, stderr = body["AttachStdin"], body["AttachStdout"], body["AttachStderr"]
-    with contextlib.ExitStack() as stack:
-        if flags["sig-proxy"]:
-            stack.enter_context(signals_passed_on(session, container))
+    with SignalsPassedOn(session, container, wanted=flags["sig-proxy"]):
         connection, leftover = client.hijack(
             f"{path}/attach",
             {"stream": True, "stdin": stdin or None, "stdout": stdout or None, "stderr": stderr or None,
@@ -190,13 +195,11 @@ def _run_attached(session: Session, flags: Flags, container: str, body: dict[str
         except Failure as failure:
             connection.close()
             if flags["rm"]:
-                with contextlib.suppress(Failure):
-                    outcome.response().read()
+                _wait_removed(outcome)
             raise _advised(failure, "run", start_code(str(failure))) from None
-        if body["Tty"] and os.isatty(1):
-            stack.enter_context(resized(session, path))
         try:
-            pump(connection, leftover, stdin=stdin, stdout=stdout, stderr=stderr, tty=body["Tty"], keys=keys)
+            with Resized(session, path, wanted=body["Tty"]):
+                pump(connection, leftover, stdin=stdin, stdout=stdout, stderr=stderr, tty=body["Tty"], keys=keys)
         except Detached:
             return 0
         status = outcome.response().json()

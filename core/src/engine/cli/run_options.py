@@ -21,6 +21,7 @@ from engine.cli.run_values import (
     exposed,
     gpus,
     linked,
+    matches,
     mount,
     pairs,
     published,
@@ -199,8 +200,6 @@ def restart_policy(text: str) -> dict[str, Any]:
 
 
 def _security_options(texts: list[str]) -> list[str]:
-    import json
-
     result = []
     for text in texts:
         key, equals, value = text.partition("=")
@@ -209,6 +208,8 @@ def _security_options(texts: list[str]) -> list[str]:
         if (not equals or not value) and key != "no-new-privileges":
             raise OptionError(f'Invalid --security-opt: "{text}"')
         if key == "seccomp" and value not in ("unconfined", "builtin"):
+            import json
+
             try:
                 with open(value, "rb") as file:
                     profile = json.load(file)
@@ -265,7 +266,7 @@ def _networks(flags: Flags) -> tuple[str, dict[str, Any]]:
                 raise OptionError("network-scoped aliases are only supported for user-defined networks")
             if extra.get("Links"):
                 raise OptionError("links are only supported for user-defined networks")
-        if not MAC.fullmatch(extra.get("MacAddress", "00:00:00:00:00:00").strip()):
+        if extra.get("MacAddress") and not matches(MAC, extra["MacAddress"].strip()):
             raise OptionError(f"{extra['MacAddress']} is not a valid mac address")
         endpoints[name] = extra
     kinds = {_user_defined(name) for name, _ in chosen}
@@ -334,9 +335,9 @@ def resources(flags: Flags) -> dict[str, Any]:
     swappiness = flags["memory-swappiness"]
     if not -1 <= swappiness <= 100:
         raise OptionError(f"invalid value: {swappiness}. Valid memory swappiness range is 0-100")
-    devices = [device for device in flags["device"] if not CDI.fullmatch(device)]
+    devices = [device for device in flags["device"] if not matches(CDI, device)]
     requests = _converted(flags, "gpus", gpus)
-    cdi = [device for device in flags["device"] if CDI.fullmatch(device)]
+    cdi = [device for device in flags["device"] if matches(CDI, device)]
     if cdi:
         requests.append({"Driver": "cdi", "Count": 0, "DeviceIDs": cdi, "Capabilities": None, "Options": None})
     return {

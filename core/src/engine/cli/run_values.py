@@ -7,7 +7,6 @@ raise `OptionError`.
 from __future__ import annotations
 
 import os
-import re
 
 from engine.cli.failures import Failure
 from engine.cli.flags import parse_bool, parse_int, parse_uint, parse_uint16
@@ -18,9 +17,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Any
 
-MAC = re.compile(r"[0-9a-fA-F]{2}([:-][0-9a-fA-F]{2}){5}|([0-9a-fA-F]{4}\.){2}[0-9a-fA-F]{4}")
-CDI = re.compile(r"[A-Za-z][\w.-]*[A-Za-z0-9]/[A-Za-z][\w-]*[A-Za-z0-9]=[A-Za-z0-9][\w.:-]*")
-_CGROUP_RULE = re.compile(r"[acb] ([0-9]+|\*):([0-9]+|\*) [rwm]{1,3}")
+MAC = r"[0-9a-fA-F]{2}([:-][0-9a-fA-F]{2}){5}|([0-9a-fA-F]{4}\.){2}[0-9a-fA-F]{4}"
+CDI = r"[A-Za-z][\w.-]*[A-Za-z0-9]/[A-Za-z][\w-]*[A-Za-z0-9]=[A-Za-z0-9][\w.:-]*"
+_CGROUP_RULE = r"[acb] ([0-9]+|\*):([0-9]+|\*) [rwm]{1,3}"
+
+
+def matches(pattern: str, text: str) -> bool:
+    """Whether all of ``text`` fits; re is imported only for the few flags that need it."""
+    import re
+
+    return re.fullmatch(pattern, text) is not None
 
 
 class OptionError(Failure):
@@ -394,7 +400,7 @@ def checked_label(text: str) -> str:
 
 def cgroup_rule(text: str) -> str:
     """One ``--device-cgroup-rule``, checked."""
-    if not _CGROUP_RULE.fullmatch(text):
+    if not matches(_CGROUP_RULE, text):
         raise ValueError(f"invalid device cgroup format '{text}'")
     return text
 

@@ -76,15 +76,20 @@ class Session:
                 print(f"WARNING: Error loading config file: open {path}: {(error.strerror or '').lower()}",
                       file=sys.stderr)  # fmt: skip
             else:
-                import json
+                from engine.cli.jsontext import loads
 
                 try:
-                    self._config = json.loads(text) if text.strip() else {}
+                    self._config = loads(text) if text.strip() else {}
                 except ValueError as error:
                     self._config = {}
                     print(f"WARNING: Error parsing config file ({path}): {error}", file=sys.stderr)
         assert self._config is not None
         return self._config
+
+    def close(self) -> None:
+        """Let go of the daemon."""
+        if self._client is not None:
+            self._client.close()
 
     def setting(self, name: str) -> str:
         """An environment setting, see `setting`."""
@@ -194,6 +199,6 @@ def filters(values: Iterable[str]) -> str | None:
         collected.setdefault(key.strip().lower(), {})[value.strip()] = True
     if not collected:
         return None
-    import json
+    from engine.cli.jsontext import dumps
 
-    return json.dumps(collected, separators=(",", ":"))
+    return dumps(collected)

@@ -11,7 +11,6 @@ from engine.cli.client import segment
 from engine.cli.commands import Command
 from engine.cli.containers import FORMAT_HELP
 from engine.cli.failures import Failure
-from engine.cli.interact import fresh_client
 from engine.cli.tables import Columns, show, wanted_format
 from engine.cli.units import binary_size, human_size
 
@@ -106,9 +105,10 @@ class Collector:
             self._records.pop(name, None)
 
     def _run(self, name: str) -> None:
+        client = self._session.client.twin()
         try:
             query = {"stream": not self._once}
-            response = fresh_client(self._session).request("GET", f"/containers/{segment(name)}/stats", query)
+            response = client.request("GET", f"/containers/{segment(name)}/stats", query)
             for sample in response.messages():
                 with self._lock:
                     if name not in self._records:
@@ -120,6 +120,7 @@ class Collector:
                 self.failures.append(str(error))
                 self._records.pop(name, None)
         finally:
+            client.close()
             with self._lock:
                 self._pending.discard(name)
 
