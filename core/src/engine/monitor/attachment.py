@@ -9,8 +9,8 @@ and its log go on). One that is more than `SPOOL_LIMIT` behind is dropped.
 
 from __future__ import annotations
 
+import _socket
 import os
-import socket
 import struct
 import time
 from collections import deque
@@ -69,7 +69,7 @@ class Attachment:
     def __init__(
         self,
         loop: Loop,
-        sock: socket.socket,
+        sock: _socket.socket,
         *,
         terminal: bool,
         streams: frozenset[int],
@@ -302,7 +302,7 @@ class Attachment:
         self._queued = 0
         try:
             if how != UNSTARTED:
-                self._sock.shutdown(socket.SHUT_WR)
+                self._sock.shutdown(_socket.SHUT_WR)
             for _ in range(DRAIN):  # input left unread would turn the client's end of file into a reset
                 if not self._sock.recv(CHUNK):
                     break

@@ -10,11 +10,11 @@ daemon does. Only this package and the standard library can be imported here, wh
 
 from __future__ import annotations
 
+import _socket
 import gc
 import json
 import os
 import signal
-import socket
 import sys
 import types
 
@@ -28,7 +28,7 @@ def _see_only_the_engine() -> None:
     sys.modules["engine"] = package
 
 
-def _serve(requests: socket.socket) -> None:
+def _serve(requests: _socket.socket) -> None:
     from engine.monitor import process
     from engine.monitor.wire import receive
 
@@ -47,7 +47,7 @@ def _serve(requests: socket.socket) -> None:
             if os.fork():
                 os._exit(0)
             requests.close()
-            process.main(json.loads(packet), socket.socket(fileno=fds[0]))
+            process.main(json.loads(packet), _socket.socket(fileno=fds[0]))
         os.close(fds[0])
         os.waitpid(child, 0)
 
@@ -55,8 +55,8 @@ def _serve(requests: socket.socket) -> None:
 def main() -> None:
     """Load, freeze, serve until the daemon closes its end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # meant for the daemon, which then ends us by closing its end
-    requests = socket.socket(fileno=int(sys.argv[1]))
-    requests.set_inheritable(False)
+    requests = _socket.socket(fileno=int(sys.argv[1]))
+    os.set_inheritable(requests.fileno(), False)
     os.chdir("/")
     os.umask(0o022)
     _see_only_the_engine()

@@ -8,11 +8,11 @@ its attachments.
 
 from __future__ import annotations
 
+import _socket
 import fcntl
 import json
 import os
 import signal
-import socket
 import termios
 import time
 from collections import deque
@@ -49,7 +49,7 @@ class Refused(Exception):
 class Connection:
     """A control connection: JSON packets, requests in, replies and events out."""
 
-    def __init__(self, monitor: Monitor, sock: socket.socket) -> None:
+    def __init__(self, monitor: Monitor, sock: _socket.socket) -> None:
         sock.setblocking(False)
         self._monitor = monitor
         self._sock = sock
@@ -131,7 +131,7 @@ class Connection:
 class Monitor:
     """All state of one monitor; every method runs on its loop."""
 
-    def __init__(self, task: dict[str, Any], control: socket.socket) -> None:
+    def __init__(self, task: dict[str, Any], control: _socket.socket) -> None:
         self.loop = Loop()
         self._task = task
         self._launch: dict[str, Any] = task["launch"]
@@ -172,8 +172,8 @@ class Monitor:
 
     # -- control --------------------------------------------------------------------------------------------
 
-    def _listen(self) -> socket.socket:
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+    def _listen(self) -> _socket.socket:
+        listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_NONBLOCK)
         directory = os.open(self._directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             start.unlink(self._directory + "/monitor.sock")
@@ -186,12 +186,12 @@ class Monitor:
 
     def _accept(self, _mask: int) -> None:
         try:
-            sock, _ = self._listener.accept()
+            fd, _ = self._listener._accept()  # type: ignore[attr-defined]
         except OSError:
             return
-        self._add_connection(sock)
+        self._add_connection(_socket.socket(fileno=fd))
 
-    def _add_connection(self, sock: socket.socket) -> None:
+    def _add_connection(self, sock: _socket.socket) -> None:
         connection = Connection(self, sock)
         self._connections.append(connection)
         connection.send(
@@ -499,7 +499,7 @@ class Monitor:
                 leftover = early.read()
         self._next_attachment += 1
         number = self._next_attachment
-        sock = socket.socket(fileno=fds.pop(0))
+        sock = _socket.socket(fileno=fds.pop(0))
         attachment = Attachment(
             self.loop,
             sock,
@@ -651,7 +651,7 @@ def note_crash(directory: str) -> None:
         traceback.print_exc(file=file)
 
 
-def main(task: dict[str, Any], control: socket.socket) -> NoReturn:
+def main(task: dict[str, Any], control: _socket.socket) -> NoReturn:
     """Be the monitor of ``task``; never returns."""
     status = 0
     try:

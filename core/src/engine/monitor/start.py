@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import _socket
 import fcntl
 import os
 import signal
-import socket
 import sys
 import termios
 import types
@@ -113,7 +113,7 @@ class Console:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        self._socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_NONBLOCK)
         unlink(path)
         self._socket.bind(path)
         os.chmod(path, 0o600)
@@ -126,12 +126,15 @@ class Console:
     def receive(self) -> int | None:
         """The master, once it was sent; None before. May wait for a runtime that has connected and not yet sent."""
         try:
-            connection, _ = self._socket.accept()
+            fd, _ = self._socket._accept()  # type: ignore[attr-defined]
         except BlockingIOError:
             return None
-        with connection:
+        connection = _socket.socket(fileno=fd)
+        try:
             connection.settimeout(10)
             _, fds, _ = receive(connection, 4096, 4)
+        finally:
+            connection.close()
         for extra in fds[1:]:
             os.close(extra)
         return fds[0] if fds else None
