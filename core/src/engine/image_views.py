@@ -50,7 +50,9 @@ def summary(
     }
 
 
-def inspect(table: ImageTable, record: ImageRecord, raw: Mapping[str, Any], driver: str) -> dict[str, Any]:
+def inspect(
+    table: ImageTable, record: ImageRecord, raw: Mapping[str, Any], graph_driver: Mapping[str, Any]
+) -> dict[str, Any]:
     """The body of ``GET /images/{name}/json``; ``raw`` is the config blob."""
     references = table.references_of(record.id)
     config = record.config
@@ -72,7 +74,7 @@ def inspect(table: ImageTable, record: ImageRecord, raw: Mapping[str, Any], driv
         "Os": config.os,
         **({"OsVersion": raw["os.version"]} if raw.get("os.version") else {}),
         "Size": record.size,
-        "GraphDriver": {"Data": {}, "Name": driver},
+        "GraphDriver": graph_driver,
         "RootFS": {"Type": "layers", "Layers": config.diff_ids} if config.diff_ids else {"Type": "layers"},
         "Metadata": {"LastTagTime": record.tagged or _ZERO_TIME},
     }

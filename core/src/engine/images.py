@@ -164,7 +164,8 @@ class Images:
         """The body of ``GET /images/{name}/json``."""
         record = self.table.find(reference, platform)
         raw = msgspec.json.decode(self.content.read(record.id, 8 << 20))
-        return image_views.inspect(self.table, record, raw, self.store_name)
+        data = dict(self.driver.layer_data(record.chain_id)) if record.chain_id else {}
+        return image_views.inspect(self.table, record, raw, {"Data": data, "Name": self.store_name})
 
     def history(self, reference: str) -> builtins.list[dict[str, Any]]:
         """The body of ``GET /images/{name}/history``."""

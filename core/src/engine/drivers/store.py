@@ -115,3 +115,7 @@ class ImageStoreDriver(ABC):
     def graph_data(self, container_id: str) -> Mapping[str, str]:
         """``GraphDriver.Data`` of ``docker inspect`` (LowerDir, UpperDir, WorkDir, MergedDir for overlay2)."""
         return {}
+
+    def layer_data(self, chain_id: str) -> Mapping[str, str]:
+        """``GraphDriver.Data`` of ``docker image inspect``; must not block."""
+        return {}

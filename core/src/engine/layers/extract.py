@@ -48,7 +48,7 @@ class Extractor:
     ``whiteouts="overlay"`` turns whiteouts into overlayfs's own (a 0/0 character device) and collects opaque
     directories in `opaque`, for the caller to mark: the attribute needs a privilege this code should not have.
     ``whiteouts="apply"`` removes what they name; the directory then holds the parent layer's files already.
-    `size` is the sum of the file sizes in the archive, `inodes` what was made.
+    `size` is the sum of the sizes of files and symbolic links, as Docker counts them; `inodes` what was made.
     """
 
     def __init__(self, root: int, whiteouts: Whiteouts) -> None:
@@ -136,6 +136,7 @@ class Extractor:
             return
         if kind == SYMLINK:
             os.symlink(entry.link, name, dir_fd=directory)
+            self.size += len(entry.link)
         elif kind in (CHARACTER, BLOCK_DEVICE):
             device = stat.S_IFCHR if kind == CHARACTER else stat.S_IFBLK
             os.mknod(name, entry.mode | device, os.makedev(entry.major, entry.minor), dir_fd=directory)

@@ -174,7 +174,7 @@ def _copy_attributes(source: int, target: int) -> None:
 
 
 def usage(directory: int) -> tuple[int, int]:
-    """Bytes of the regular files below ``directory`` (hard links once) and the number of inodes."""
+    """Bytes of the files and links below ``directory`` (hard links once) and the number of inodes."""
     seen: set[int] = set()
     size = inodes = 0
     stack = [os.dup(directory)]
@@ -194,7 +194,7 @@ def usage(directory: int) -> tuple[int, int]:
                             continue
                         seen.add(status.st_ino)
                     inodes += 1
-                    if stat.S_ISREG(status.st_mode):
+                    if not stat.S_ISDIR(status.st_mode):
                         size += status.st_size
             finally:
                 os.close(fd)

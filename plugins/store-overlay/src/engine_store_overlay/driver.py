@@ -203,6 +203,17 @@ class OverlayStore(FolderStore):
             "WorkDir": str(place / "work"),
         }
 
+    def layer_data(self, chain_id: str) -> Mapping[str, str]:
+        """See `ImageStoreDriver.layer_data`."""
+        chain = []
+        at: str | None = chain_id
+        while at is not None and at in self._layers:
+            chain.append(str(self._layer(at) / "diff"))
+            at = self._layers[at].parent
+        place = self._layer(chain_id)
+        data = {"MergedDir": str(place / "merged"), "UpperDir": str(place / "diff"), "WorkDir": str(place / "work")}
+        return {"LowerDir": ":".join(chain[1:]), **data} if chain[1:] else data
+
     def _changed_root(self, container_id: str) -> Path:
         return self._rootfs_dir(container_id) / "upper"
 
