@@ -47,6 +47,7 @@ class Records:
         self.unpacked: list[str] = []
         self.events: list[tuple[str, str, str]] = []
         self.refuse_layer = ""
+        self.collected = 0
 
     def config(self, descriptor: Descriptor) -> ImageConfig:
         body = json.loads(self.content.read(descriptor.digest))
@@ -92,6 +93,10 @@ class Records:
 
     async def pushable(self, reference: str, platform: Platform | None = None) -> Ready:
         return self.images[self.names[reference][0]]
+
+    async def collect(self) -> None:
+        self.collected += 1
+        self.content.collect(set())
 
     async def event(self, actor: str, name: str, action: str, image_id: str | None = None) -> None:
         self.events.append((actor, name, action))
@@ -322,6 +327,7 @@ def test_a_download_that_broke_for_good_goes_on_at_the_next_pull(registry: FakeR
     with pytest.raises(RegistryError):
         run(engine.pull(f"{registry.host}/app:v1"))
     assert len(engine.partial()) == 1
+    assert engine.records.collected == 0
     registry.asked.clear()
     again = Engine(engine.root)
     run(again.pull(f"{registry.host}/app:v1"))
@@ -448,6 +454,7 @@ def test_a_layer_that_cannot_be_unpacked_fails_the_pull(registry: FakeRegistry, 
     with pytest.raises(InvalidParameter, match="failed to register layer: bad tar"):
         run(engine.pull(f"{registry.host}/app:v1"))
     assert engine.records.names == {}
+    assert engine.blobs() == set()
 
 
 def test_a_mirror_without_the_image_is_passed_over(tmp_path: Path) -> None:

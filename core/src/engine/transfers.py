@@ -110,6 +110,10 @@ class Records(Protocol):
         """An image with all content a push needs."""
         ...
 
+    async def collect(self) -> None:
+        """Give back the space of content nothing needs."""
+        ...
+
     async def event(self, actor: str, name: str, action: str, image_id: str | None = None) -> None:
         """Publish an image event."""
         ...
@@ -270,7 +274,21 @@ class Transfers:
     async def _pull_one(
         self, wanted: Reference, platform: Platform | None, auth: RegistryAuth, progress: Progress, cancel: Cancel
     ) -> bool:
-        """Pull one tag or digest; whether that changed what is here."""
+        """Pull one tag or digest; whether that changed what is here.
+
+        After trouble with the network what was downloaded is kept for the next try; after any other failure (a full
+        disk, a layer that cannot be unpacked) the next try would fail alike, so the space is given back.
+        """
+        try:
+            return await self._bring(wanted, platform, auth, progress, cancel)
+        except EngineError as error:
+            if not isinstance(error, RegistryError | Cancelled):
+                await self._records.collect()
+            raise
+
+    async def _bring(
+        self, wanted: Reference, platform: Platform | None, auth: RegistryAuth, progress: Progress, cancel: Cancel
+    ) -> bool:
         with self._content.lease(), _disk_errors(wanted):
             before = self._target(wanted)
             repository, target = await self._workers.call(self._resolve, wanted, before, auth, cancel, deadline=None)
