@@ -133,7 +133,7 @@ def test_namespaces_of_another_container_are_entered():
     }  # fmt: skip
     assert mount_at(spec, "/dev/shm") == {
         "destination": "/dev/shm", "type": "bind", "source": "/other/shm",
-        "options": ["rbind", "rprivate", "nosuid", "nodev"],
+        "options": ["rbind", "rprivate", "nosuid", "nodev", "noexec"],
     }  # fmt: skip
     assert spec["linux"]["sysctl"] == {}
 
@@ -188,6 +188,11 @@ def test_the_users_mounts_replace_ours_and_come_shallow_first():
 def test_the_root_propagates_as_its_mounts_need(options, root):
     spec = build(mounts=[OciMount("/a", "bind", "/a", options)])
     assert spec["linux"].get("rootfsPropagation") == root
+
+
+def test_the_hosts_shared_memory_comes_with_its_ipc():
+    mount = mount_at(build(ipc_mode="host"), "/dev/shm")
+    assert (mount["source"], mount["options"]) == ("/dev/shm", ["rbind", "rprivate", "nosuid", "nodev"])
 
 
 def test_ipc_none_has_no_shared_memory():

@@ -74,7 +74,8 @@ _KERNEL_MOUNTS = (
 )
 _STAYS_WRITABLE = frozenset(("/proc", "/dev", "/dev/pts", "/dev/shm", "/dev/mqueue"))  # noqa: S108 - inside
 
-_SHM_BIND = ("rbind", DEFAULT_PROPAGATION, "nosuid", "nodev")
+_SHM_BIND = ("rbind", DEFAULT_PROPAGATION, "nosuid", "nodev", "noexec")
+_HOST_SHM = "/dev/shm"  # noqa: S108 - the host's
 
 # The network's files: where the engine's own copy goes unless the user mounts something there.
 _NETWORK_FILES = {"resolv.conf": "/etc/resolv.conf", "hostname": "/etc/hostname", "hosts": "/etc/hosts"}
@@ -311,7 +312,7 @@ def _mounts(
         if name in files and target not in by_user
     ]
     unlocked = _writable_kernel_mounts(host_config.privileged, writable_cgroups)
-    shm = namespaces.shm or ("/dev/shm" if host_config.ipc_mode == "host" else "")  # noqa: S108 - the host's
+    shm = namespaces.shm or (_HOST_SHM if host_config.ipc_mode == "host" else "")
     kernel: list[OciMount] = []
     for mount in _KERNEL_MOUNTS:
         if mount.destination in by_user or ("/dev" in by_user and mount.destination.startswith("/dev/")):
@@ -321,8 +322,8 @@ def _mounts(
             if host_config.ipc_mode == "none":
                 continue
             if shm:
-                mount = OciMount(mount.destination, "bind", shm, _SHM_BIND)
-                options = mount.options
+                mount = OciMount(mount.destination, "bind", shm)
+                options = _SHM_BIND if shm != _HOST_SHM else _SHM_BIND[:-1]  # the host's may be executable
             else:
                 options = (*options, f"size={host_config.shm_size or DEFAULT_SHM_SIZE}")
         if mount.destination in unlocked:
