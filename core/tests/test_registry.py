@@ -363,6 +363,21 @@ def test_signed_urls_and_passwords_stay_out_of_errors(registries: Registries) ->
     assert "pw" not in str(caught.value)
 
 
+def test_secrets_stay_out_of_the_log_at_every_level(caplog: pytest.LogCaptureFixture) -> None:
+    with FakeRegistry("bearer") as registry, FakeRegistry() as storage, caplog.at_level("DEBUG"):
+        wanted = blob(registry, b"layer")
+        storage.add_blob("app", b"layer")
+        registry.fault("GET", "/blobs/", redirect(lambda path: f"http://{storage.host}{path}?signature=s3cret"))
+        registry.fault("GET", "/manifests/", answer(503))
+        registry.add_image("app", "latest", [b"x"])
+        repository = opened(Registries(sleep=lambda _: None), registry, auth=ADMIN)
+        repository.manifest("latest")
+        assert b"".join(repository.blob(wanted)) == b"layer"
+        logged = "".join(str(vars(record)) for record in caplog.records)
+        assert "trying again" in logged
+        assert not [secret for secret in ("s3cret", "secret", "YWRtaW46", *registry.tokens) if secret in logged]
+
+
 def test_a_redirect_from_tls_to_a_foreign_plain_host_is_refused() -> None:
     transport = Registries().transport
     with pytest.raises(RegistryError, match="refusing to follow a redirect from https to http"):

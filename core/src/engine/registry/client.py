@@ -95,7 +95,7 @@ class Registries:
             try:
                 contact = self._contact(endpoint, cancel)
             except RegistryError as error:
-                log.info("registry endpoint does not answer", extra={"endpoint": endpoint.url})
+                log.debug("registry endpoint does not answer", extra={"endpoint": endpoint.url})
                 failure = error
                 continue
             answered = answered or not endpoint.mirror

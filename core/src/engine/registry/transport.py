@@ -294,6 +294,7 @@ class Transport:
     def _new_pool(self, scheme: str, host: str, verify: bool) -> urllib3.PoolManager:
         import urllib3
 
+        logging.getLogger("urllib3").setLevel(logging.WARNING)  # below that it logs queries, which carry signatures
         settings: dict[str, Any] = {
             "num_pools": 4,
             "maxsize": 8,
