@@ -335,6 +335,7 @@ def test_a_new_daemon_finds_the_process_and_learns_its_exit(run: Run) -> None:
         first.close()
         await bench.launcher.stop()
         again = await Monitor.connect(first.directory)
+        bench.monitors.append(again)
         assert again.pid == pid
         client = await bench.attach(again)
         await client.send(b"go\n")
@@ -498,3 +499,39 @@ def test_the_launcher_imports_nothing_but_what_a_monitor_needs(tmp_path: Path) -
     modules = set((tmp_path / "modules").read_text().split())
     assert "engine.monitor.process" in modules
     assert not modules & {"asyncio", "threading", "logging", "typing", "msgspec", "subprocess", "dataclasses"}
+
+
+def test_a_reader_that_has_stopped_neither_holds_the_process_nor_loses_anything(run: Run) -> None:
+    async def body(bench: Bench) -> None:
+        impatient = bench.root / "impatient.py"
+        impatient.write_text("from engine.monitor import attachment; attachment.STALL = 0.05")
+        bench.launcher = Launcher(preload=[impatient])
+        monitor = await bench.spawn("sh", "-c", "head -c 5000000 /dev/zero; seq 100000")
+        client = await bench.attach(monitor)
+        await monitor.start()
+        assert (await monitor.exit).code == 0
+        numbers = b"".join(b"%d\n" % number for number in range(1, 100001))
+        assert bench.log.read_bytes() == bytes(5_000_000) + numbers + b"<end>"
+        assert (await client.frames())[1] == bytes(5_000_000) + numbers
+        assert client.ended is not None
+        assert await client.ended == "exited"
+
+    run(body)
+
+
+def test_the_directory_serves_the_next_start_while_an_old_monitor_still_feeds_its_client(run: Run) -> None:
+    async def body(bench: Bench) -> None:
+        first = await bench.spawn("head", "-c", "300000", "/dev/zero")
+        client = await bench.attach(first)
+        await first.start()
+        await client.read(1000)
+        assert (await first.exit).code == 0
+        second = await bench.spawn("sh", "-c", "exit 6")
+        await second.start()
+        assert (await second.exit).code == 6
+        recorded = read_exit(second.directory)
+        assert recorded is not None
+        assert recorded.code == 6
+        assert len(await client.rest()) > 298_000
+
+    run(body)
