@@ -300,6 +300,24 @@ def test_a_missing_network_is_an_error_at_start_only(world: World) -> None:
     run(body)
 
 
+def test_networks_asked_for_replace_that_of_the_mode(world: World) -> None:
+    async def body() -> None:
+        async with world.daemon() as networks:
+            identifier, _ = await networks.create(NetworkCreate(name="n"))
+            for mode, requested, names in (
+                ("bridge", {}, ["bridge"]),
+                ("bridge", {identifier: settings()}, ["n"]),
+                ("n", {"n": settings(), "bridge": settings()}, ["n", "bridge"]),
+                (identifier[:12], {}, ["n"]),
+            ):
+                assert list(world.container(networks, mode=mode, requested=requested).networks) == names
+            for mode, other in (("host", "n"), ("none", "n"), ("bridge", "host")):
+                with pytest.raises(InvalidParameter):
+                    world.container(networks, mode=mode, requested={other: settings(), "bridge": settings()})
+
+    run(body)
+
+
 def test_static_addresses_are_kept_and_checked(world: World) -> None:
     async def body() -> None:
         async with world.daemon() as networks:

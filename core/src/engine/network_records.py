@@ -77,6 +77,7 @@ class NetworkRecords:
         self._records: dict[str, NetworkRecord] = {}
         self._names: dict[str, str] = {}
         self._live: dict[str, Live] = {}
+        self._drivers: dict[str, NetworkDriver] = {}
         self._members: dict[str, dict[str, Plug]] = {}  # network id -> container id -> its endpoint
 
     # -- default networks ------------------------------------------------------------------------------------
@@ -348,7 +349,10 @@ class NetworkRecords:
         self._remember(record)
 
     async def _driver(self, record: NetworkRecord) -> NetworkDriver:
-        return await self._workers.call(self._plugins.network, record.driver)
+        driver = self._drivers.get(record.driver)
+        if driver is None:  # building one may block
+            driver = self._drivers[record.driver] = await self._workers.call(self._plugins.network, record.driver)
+        return driver
 
     async def _event(self, record: NetworkRecord, action: str, **attributes: str) -> None:
         await self._events.publish(

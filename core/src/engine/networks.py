@@ -114,7 +114,7 @@ class Networks(NetworkRecords):
         by_driver.setdefault("bridge", [])  # what an engine left behind that lost its records
         for name, records in by_driver.items():
             try:
-                driver = await self._workers.call(self._plugins.network, name)
+                driver = self._drivers[name] = await self._workers.call(self._plugins.network, name)
                 await self._workers.call(
                     driver.restore,
                     [for_driver(record) for record in records],
@@ -128,7 +128,7 @@ class Networks(NetworkRecords):
     def validate(
         self, host_config: HostConfig, config: ContainerConfig, requested: Mapping[str, EndpointSettings]
     ) -> dict[str, EndpointSettings]:
-        """The networks of a container to be, by name: that of its network mode, then the others asked for.
+        """The networks of a container to be, by name: those asked for, else that of its network mode.
 
         Raises `InvalidParameter` or `Conflict` for what can never work. A network that does not exist (yet) is an
         error at start only. Conflicts between the network mode and other options are `engine.container_create`'s.
@@ -145,9 +145,9 @@ class Networks(NetworkRecords):
         asked = {self._name_of(ref): settings for ref, settings in requested.items()}
         main = self._name_of(mode)
         if len(asked) > 1 or (asked and main not in asked):
-            self._check_several({main, *asked})
-        networks = {main: asked.pop(main, EndpointSettings()), **asked}
-        if config.mac_address and not networks[main].mac_address:
+            self._check_several({main, *asked} if main in ("host", "none") else set(asked))
+        networks = asked or {main: EndpointSettings()}
+        if main in networks and config.mac_address and not networks[main].mac_address:
             networks[main] = msgspec.structs.replace(networks[main], mac_address=config.mac_address)
         return {name: self._checked(name, settings) for name, settings in networks.items()}
 
