@@ -100,6 +100,15 @@ def test_the_next_start_sweeps_nameless_and_old_ingests_only(content: Content) -
     assert os.listdir(ingest) == ["a" * 64]
 
 
+def test_after_a_reboot_no_unfinished_download_is_trusted(content: Content) -> None:
+    (content.root / "ingest" / ("a" * 64)).write_bytes(b"fresh")
+    (content.root / "boot-id").write_bytes(b"another boot")
+    again = Content(content.root)
+    assert again.rebooted
+    assert os.listdir(content.root / "ingest") == []
+    assert not Content(content.root).rebooted
+
+
 def test_reading_is_bounded_and_missing_blobs_are_named(content: Content) -> None:
     digest = content.put(b"12345", "x/y").digest
     with pytest.raises(TooLarge, match="5 bytes, more than the limit of 4"):

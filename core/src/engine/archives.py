@@ -86,7 +86,7 @@ class _Archive:
         """The member as a blob in the content store."""
         member = self.resolve(name)
         if member in self.small:
-            return self.content.put(self.small[member], media_type)
+            return self.content.put(self.small[member], media_type, durable=False)
         digest, size = self.large[member]
         return Descriptor(media_type=media_type, digest=digest, size=size)
 
@@ -219,7 +219,7 @@ def _store(content: Content, name: str, members: Stream, size: int) -> str:
         writer.restart()
         for part in members.parts(size):
             writer.write(part)
-        return writer.commit()
+        return writer.commit(durable=False)
 
 
 def _decompressed(read: Read) -> Iterator[bytes]:
@@ -563,4 +563,4 @@ def _plain_layer(content: Content, read: Read) -> Descriptor:
         for chunk in _decompressed(read):
             writer.write(chunk)
         size = writer.offset
-        return Descriptor(media_type=_LAYER, digest=writer.commit(), size=size)
+        return Descriptor(media_type=_LAYER, digest=writer.commit(durable=False), size=size)

@@ -2,7 +2,8 @@
 
 A blob appears under ``blobs/sha256/<hex>`` only when all its bytes are on disk and hash to its name: it is written
 to ``ingest/``, synced, renamed and the directory synced. Whatever a crash leaves is either an unfinished download
-that a later one continues, or a file the next start sweeps.
+that a later one continues, or a file the next start sweeps. Who brings many blobs at once may leave the syncing to one
+`Content.sync` before the record that needs them; such blobs are not trusted any more after a reboot (`rebooted`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
-from engine import names
+from engine import kernel, names
 from engine.errors import InvalidParameter, NotFound, TooLarge
 from engine.model.image import Descriptor
 
@@ -76,16 +77,23 @@ class Content:
         self._ingest = root / "ingest"
         self._busy: set[str] = set()
         self._lock = threading.Lock()
+        self._unsynced = True  # what an earlier process left may not be on disk
+        self.rebooted = False
         self._blobs.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._ingest.mkdir(exist_ok=True, mode=0o700)
         layout = root / "oci-layout"
         if not layout.exists():
             layout.write_bytes(_LAYOUT)
+        boot = Path("/proc/sys/kernel/random/boot_id").read_bytes()
+        marker = root / "boot-id"
+        if not marker.exists() or marker.read_bytes() != boot:
+            self.rebooted = True
+            marker.write_bytes(boot)
         self._sweep()
 
     def _sweep(self) -> None:
         """Drop what cannot be continued: nameless ingests, and downloads nobody came back for within a day."""
-        horizon = time.time() - KEEP_PARTIAL_SECONDS
+        horizon = time.time() - (0 if self.rebooted else KEEP_PARTIAL_SECONDS)
         for entry in os.scandir(self._ingest):
             if not names.is_id(entry.name) or entry.stat().st_mtime < horizon:
                 os.unlink(entry)
@@ -122,14 +130,14 @@ class Content:
             raise TooLarge(f"content {digest} is {size} bytes, more than the limit of {limit}")
         return file.read_bytes()
 
-    def put(self, data: bytes, media_type: str) -> Descriptor:
-        """Store ``data``; returns its descriptor."""
+    def put(self, data: bytes, media_type: str, *, durable: bool = True) -> Descriptor:
+        """Store ``data``; returns its descriptor. ``durable`` as in `Writer.commit`."""
         digest = names.sha256(data)
         if not self.has(digest):
             with self.writer(digest, len(data)) as writer:
                 writer.restart()
                 writer.write(data)
-                writer.commit()
+                writer.commit(durable=durable)
         return Descriptor(media_type=media_type, digest=digest, size=len(data))
 
     def writer(self, expected_digest: str | None = None, expected_size: int | None = None) -> Writer:
@@ -151,6 +159,19 @@ class Content:
             if resumable and expected_digest:
                 self._release(expected_digest)
             raise
+
+    def sync(self) -> None:
+        """Make durable what was committed without being so."""
+        if self._unsynced:
+            self._unsynced = False
+            directory = os.open(self._blobs, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                kernel.syncfs(directory)
+            except BaseException:
+                self._unsynced = True
+                raise
+            finally:
+                os.close(directory)
 
     def delete(self, digest: str) -> None:
         """Remove a blob; one that is not here is fine."""
@@ -183,9 +204,12 @@ class Content:
     def _file(self, digest: str) -> Path:
         return self._blobs / _hex(digest)
 
-    def _publish(self, temporary: Path, digest: str) -> None:
+    def _publish(self, temporary: Path, digest: str, durable: bool) -> None:
         self.leases.touch(digest)
         os.rename(temporary, self._file(digest))
+        if not durable:
+            self._unsynced = True
+            return
         directory = os.open(self._blobs, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(directory)
@@ -230,8 +254,11 @@ class Writer:
             view = view[written:]
             self.offset += written
 
-    def commit(self) -> str:
-        """Verify, make durable, publish. Raises `InvalidParameter` and leaves nothing on a wrong size or digest."""
+    def commit(self, *, durable: bool = True) -> str:
+        """Verify, make durable, publish. Raises `InvalidParameter` and leaves nothing on a wrong size or digest.
+
+        With ``durable=False`` the caller promises a `Content.sync` before anything relies on the blob after a crash.
+        """
         digest = "sha256:" + self._hash.hexdigest()
         if self._size is not None and self.offset != self._size:
             self.abort()
@@ -239,8 +266,9 @@ class Writer:
         if self._digest is not None and digest != self._digest:
             self.abort()
             raise InvalidParameter(f"unexpected commit digest {digest}, expected {self._digest}")
-        os.fsync(self._fd)
-        self._content._publish(self._path, digest)
+        if durable:
+            os.fsync(self._fd)
+        self._content._publish(self._path, digest, durable)
         self._close()
         return digest
 

@@ -110,7 +110,8 @@ class Images:
         for record in list(self.table.images.values()):
             if record.chain_id is not None and record.chain_id not in self._layers:
                 await self._restore(record)
-        await self._collect(older_than=_KEEP_UNNAMED_SECONDS)
+        # blobs nobody names yet may be a pull's that was cut off: it goes on from them, if they are surely whole
+        await self._collect(older_than=0.0 if self.content.rebooted else _KEEP_UNNAMED_SECONDS)
 
     async def close(self) -> None:
         """Give back connections to registries."""
@@ -381,6 +382,7 @@ class Images:
         missing = [key for key in chain if key not in self._layers]
         if missing:
             raise NotFound(f"layer does not exist: {missing[0]}")
+        await self._workers.call(self.content.sync)
         async with self._change:
             known = self.table.images.get(config.digest)
             record = ImageRecord(
@@ -601,9 +603,10 @@ class Images:
         await self._workers.call(self.driver.remove_rootfs, container_id)
         parent = self._rootfs.pop(container_id, None)
         if parent is not None and not any(record.chain_id == parent for record in self.table.images.values()):
-            self._workers.spawn(self._collect_later(), name="collect layers")
+            self._workers.spawn(self.collect(), name="collect layers")
 
-    async def _collect_later(self) -> None:
+    async def collect(self) -> None:
+        """Give back the space of content and layers that nothing needs (after a pull that failed, for one)."""
         await self._collect()
 
     async def changes(self, container_id: str) -> builtins.list[RootfsChange]:
