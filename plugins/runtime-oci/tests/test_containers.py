@@ -108,10 +108,7 @@ class Host:
 
     async def exec(self, bundle: Bundle, *argv: str, terminal: bool = False, **more: Any) -> Monitor:
         name = uuid.uuid4().hex
-        process = self.process(*argv)
-        if terminal:
-            process["consoleSize"] = {"height": 11, "width": 22}
-        launch = self.driver.launch_exec(bundle, name, process, terminal=terminal)
+        launch = self.driver.launch_exec(bundle, name, self.process(*argv), terminal=terminal)
         directory = bundle.path / name
         directory.mkdir(mode=0o700)
         return await self._spawn(
@@ -278,10 +275,12 @@ def test_further_processes_run_in_the_container(run: Run) -> None:
         client.shutdown(socket.SHUT_WR)
         assert await rest(client) == b"\1\0\0\0\0\0\0\1x"
         assert (await session.exit).code == 5
-        tty = await host.exec(bundle, "stty", "size", terminal=True)
+        # crun lets the process run before it can have its size: it comes a moment later.
+        wait = 'until [ "$(stty size 2>/dev/null)" = "11 22" ]; do :; done; echo sized'
+        tty = await host.exec(bundle, "sh", "-c", wait, terminal=True, console_size=(11, 22))
         client, _ = await host.attach(tty)
         await tty.start()
-        assert b"11 22" in await rest(client)
+        assert b"sized" in await rest(client)
         assert not list(bundle.path.glob("exec-*"))
         failing = await host.exec(bundle, "nosuch")
         with pytest.raises(LaunchFailed) as failure:
