@@ -216,3 +216,12 @@ def test_a_killed_holder_is_replaced_with_all_its_ports(holder: PortHolder, echo
     os.waitpid(holder._child, 0)
     holder.open("b", [("tcp", "127.0.0.1", second, "127.0.0.1", echo)])
     assert [ask(("127.0.0.1", number), b"x") for number in (first, second)] == [b"X", b"X"]
+
+
+def test_the_holder_keeps_nothing_of_the_engine_open(holder: PortHolder) -> None:
+    leaked, other = os.pipe()
+    os.set_inheritable(other, True)
+    holder.open("a", [("tcp", "127.0.0.1", free_port(), "", 80)])
+    os.close(other)
+    with open(leaked, "rb", closefd=True) as end:
+        assert end.read() == b"", "the other end is closed everywhere"

@@ -268,19 +268,25 @@ class Listener:
             self.sock.close()
 
 
-_spare = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+_spare = -1  # a descriptor to give up when there are no more
 
 
 def refuse(sock: socket.socket) -> None:
     """Out of descriptors: take the waiting connection with the spare one and close it, rather than spin on it."""
     global _spare
-    os.close(_spare)
-    try:
-        sock.accept()[0].close()
-    except OSError:
-        pass
-    finally:
-        _spare = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+    if _spare >= 0:
+        os.close(_spare)
+        _spare = -1
+    for step in (lambda: sock.accept()[0].close(), _reserve):
+        try:
+            step()
+        except OSError:
+            continue
+
+
+def _reserve() -> None:
+    global _spare
+    _spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
 
 
 class Holder:
@@ -382,7 +388,9 @@ class Holder:
 
 
 def main() -> None:
-    """Serve on the listening socket that is standard input."""
+    """Serve on the listening socket that is standard input; nothing else of the engine's is kept open."""
+    os.closerange(3, 1 << 20)
+    _reserve()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     os.chdir("/")
