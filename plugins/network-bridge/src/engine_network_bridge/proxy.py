@@ -277,14 +277,15 @@ def refuse(sock: socket.socket) -> None:
     if _spare >= 0:
         os.close(_spare)
         _spare = -1
-    for step in (lambda: sock.accept()[0].close(), _reserve):
-        try:
-            step()
-        except OSError:
-            continue
+    try:
+        sock.accept()[0].close()
+        _reserve()
+    except OSError:
+        pass  # the client left, or somebody took the descriptor: the next one refused makes do without
 
 
 def _reserve() -> None:
+    """Keep one descriptor for `refuse`."""
     global _spare
     _spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
 
