@@ -9,10 +9,12 @@ from engine.cli.templates import Template, TemplateError
 VALUE = {
     "Name": "/web",
     "State": {"Status": "running", "Running": True, "ExitCode": 0, "Health": None},
-    "Config": {"Env": ["A=1", "B=2"], "Labels": {"x.y": "z", "k": "v"}, "Cmd": None, "Entrypoint": None},
+    "Config": {"Env": ["A=1", "B=2"], "Labels": {"x.y": "z", "k": "v"}, "Cmd": None, "ExposedPorts": {"80/tcp": {}}},
     "NetworkSettings": {"Networks": {"b": {"IPAddress": "10.0.0.2"}, "a": {"IPAddress": "10.0.0.1"}}},
     "Mounts": [{"Type": "bind", "Source": "/s"}, {"Type": "volume", "Source": "/t"}],
     "Size": 3.5,
+    "Ports": {"80/tcp": [{"HostIp": "", "HostPort": "8080"}]},
+    "HostConfig": {"RestartPolicy": {"Name": "no", "MaximumRetryCount": 0}},
 }
 
 
@@ -23,6 +25,8 @@ VALUE = {
         ("a{{ .State.Running }}b", "atrueb"),
         ("{{.Config.Labels}}", "map[k:v x.y:z]"),
         ("{{.Config.Env}}", "[A=1 B=2]"),
+        ("{{.Ports}} {{.Config.ExposedPorts}}", "map[80/tcp:[{ 8080}]] map[80/tcp:{}]"),
+        ("{{.HostConfig.RestartPolicy}}", "{no 0}"),
         ("{{.Config.Cmd}} {{.State.Health}}", "[] <nil>"),
         ('{{index .Config.Labels "x.y"}}', "z"),
         ("{{.Config.Labels.nope}}", "<no value>"),

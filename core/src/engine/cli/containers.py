@@ -158,7 +158,7 @@ def ps(session: Session, flags: Flags) -> None:
         limit = 1
     size = flags["size"]
     if not size and not flags.changed("size") and template not in ("table", "json"):
-        size = ".Size" in template
+        size = ".Size" in template or "{{json.}}" in template.replace(" ", "")
     query = {
         "all": flags["all"] or limit > 0 or None,
         "limit": limit if limit != -1 else None,

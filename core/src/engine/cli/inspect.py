@@ -27,9 +27,9 @@ PATHS = {
 CLUSTER = ("service", "task", "node", "secret", "config")
 
 
-def show_objects(session: Session, names: Iterable[str], template: str, get: Getter, *,
-                 escape: bool = False) -> None:  # fmt: skip
+def show_objects(session: Session, names: Iterable[str], template: str, get: Getter, *, escape: bool = False) -> None:
     """Fetch each object and print them all; objects that were found are printed even when others were not."""
+    render = _renderer(template)
     found, failures = [], []
     for name in names:
         try:
@@ -39,32 +39,42 @@ def show_objects(session: Session, names: Iterable[str], template: str, get: Get
         except Failure as failure:
             failures.append(str(failure))
             break
-    _print(session, found, template, escape=escape)
-    if failures:
-        raise Failure("\n".join(failures))
-
-
-def _print(session: Session, found: list[Any], template: str, *, escape: bool) -> None:
-    if template in ("", "json"):
-        if template:
-            text = json.dumps(found, ensure_ascii=False, separators=(",", ":"))
-        else:
-            text = json.dumps(found, indent=4, ensure_ascii=False) if found else "[]"
+    if render is not None:
+        for value in found:
+            session.out(render(value))
+    else:
+        compact = {"separators": (",", ":")} if template else {"indent": 4}
+        text = json.dumps(found, ensure_ascii=False, **compact)
         if escape:
-            from engine.cli.templates import escape_html
+            from engine.cli.template_values import escape_html
 
             text = escape_html(text)
         session.out(text)
-        return
+    if failures:
+        if render is not None and not found:
+            session.out("")
+        raise Failure("\n".join(failures))
+
+
+def _renderer(template: str) -> Callable[[Any], str] | None:
+    """The template to apply to each object; None for JSON."""
+    if template in ("", "json"):
+        return None
     from engine.cli.templates import Template, TemplateError
 
     try:
         parsed = Template(template)
-        for value in found:
-            session.out(parsed.render(value))
     except TemplateError as error:
-        session.out("")
-        raise Failure(f"template parsing error: {error}", 1 if found else 64) from None
+        raise Failure(f"template parsing error: {error}", 64) from None
+
+    def render(value: Any) -> str:
+        try:
+            return parsed.render(value)
+        except TemplateError as error:
+            print()
+            raise Failure(f"template parsing error: {error}") from None
+
+    return render
 
 
 def _getter(session: Session, kind: str, *, size: bool = False, query: dict[str, Any] | None = None) -> Getter:

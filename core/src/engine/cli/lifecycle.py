@@ -86,7 +86,10 @@ def rename(session: Session, flags: Flags) -> None:
     old, new = (name.strip() for name in flags.arguments)
     if not old or not new:
         raise Failure("Error: Neither old nor new names may be empty")
-    session.client.post(f"/containers/{segment(old)}/rename", {"name": new})
+    try:
+        session.client.post(f"/containers/{segment(old)}/rename", {"name": new})
+    except ApiFailure as failure:
+        raise Failure(f"{failure}\nError: failed to rename container named {old}") from None
 
 
 def update(session: Session, flags: Flags) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from engine.cli.session import Session
 
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
-NEWEST_API = "1.52"
+NEWEST_API = "1.50"
 _INFO_FORMAT = f"f format string {INSPECT_FORMAT_HELP}"
 
 
@@ -180,7 +180,7 @@ def server_lines(server: dict[str, Any]) -> list[str]:
     if server.get("OSType") == "linux":
         lines.append(f" Init Binary: {server.get('InitBinary', '')}")
         for title, key in (("containerd", "ContainerdCommit"), ("runc", "RuncCommit"), ("init", "InitCommit")):
-            lines.append(f" {title} version: {(server.get(key) or {}).get('ID', '')}")
+            some(f" {title} version", (server.get(key) or {}).get("ID"))
         if server.get("SecurityOptions"):
             lines.append(" Security Options:")
             for option in server["SecurityOptions"]:

@@ -11,6 +11,15 @@ if TYPE_CHECKING:
     from typing import Any
 
 
+# Objects of the API that Go prints as structs, ``{a b}``: their fields in order, with their zero values.
+STRUCTS: tuple[dict[str, Any], ...] = (
+    {"HostIp": "", "HostPort": ""},
+    {"Type": "", "Name": "", "Source": "", "Destination": "", "Driver": "", "Mode": "", "RW": False, "Propagation": ""},
+    {"Name": "", "MaximumRetryCount": 0},
+    {"Type": "", "Config": {}},
+)
+
+
 class Missing:
     """What a map gives for a key it lacks; prints as ``<no value>``."""
 
@@ -69,7 +78,14 @@ def to_text(value: Any) -> str:
     if isinstance(value, Missing):
         return "<no value>"
     if isinstance(value, dict):
-        return "map[" + " ".join(f"{to_text(key)}:{to_text(value[key])}" for key in sorted(value)) + "]"
+        for fields in STRUCTS:
+            if value and value.keys() <= fields.keys() and next(iter(fields)) in value:
+                return "{" + " ".join(to_text(value.get(name, zero)) for name, zero in fields.items()) + "}"
+        return (
+            "map["
+            + " ".join(f"{to_text(key)}:{'{}' if value[key] == {} else to_text(value[key])}" for key in sorted(value))
+            + "]"
+        )
     if isinstance(value, (list, tuple)):
         return "[" + " ".join(to_text(item) for item in value) + "]"
     if isinstance(value, float):

@@ -134,7 +134,7 @@ def _check_output(path: str, what: str) -> None:
     if path:
         folder = os.path.dirname(path) or "."
         if not os.path.isdir(folder):
-            raise Failure(f'failed to {what}: invalid output path: directory "{folder}" does not exist')
+            raise Failure(f"failed to {what}: invalid output path: stat {folder}: no such file or directory")
         if os.path.isdir(path):
             raise Failure(f'failed to {what}: invalid output path: "{path}" must be a regular file'.replace('"', ""))
 
