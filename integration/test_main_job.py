@@ -67,10 +67,12 @@ def test_an_interactive_shell_has_a_terminal_with_job_control(cli: Client, debia
     os.write(ours, b"tty; echo $-\n")
     read_until(rb"/dev/pts/\d+")
     read_until(rb"[a-zA-Z]*m[a-zA-Z]*\r\n")  # "m" in $- is job control
-    os.write(ours, b"sleep 100\n")
+    os.write(ours, b"sleep 123\n")
+    running = ("exec", name, "sh", "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '")
+    wait_for(lambda: "sleep 123" in cli(*running).out, "sleep to run")
     os.write(ours, b"\x1a")
     read_until(rb"Stopped")
-    os.write(ours, b"exit\nexit\n")
+    os.write(ours, b"kill -9 %1\nwait\nexit 0\nexit 0\n")
     assert process.wait(20) == 0
     os.close(ours)
     assert name in cli("ps", "--format", "{{.Names}}").out
