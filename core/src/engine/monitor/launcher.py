@@ -62,6 +62,7 @@ def main() -> None:
     _see_only_the_engine()
     from engine.monitor import oom, process, start
 
+    start.set_title("engine-launcher")
     for source in sys.argv[2:]:
         start.load_source(source)
     oom.memory_mount()

@@ -659,6 +659,7 @@ def main(task: dict[str, Any], control: _socket.socket) -> NoReturn:
         for fd in (0, 1, 2):
             os.dup2(null, fd)
         os.close(null)
+        start.set_title("engine-monitor")
         kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
         Monitor(task, control).loop.run()
     except BaseException:
