@@ -5,6 +5,8 @@ import hashlib
 import io
 import json
 import os
+import shutil
+import subprocess
 import tarfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
@@ -222,6 +224,24 @@ async def test_what_is_saved_loads_again_with_the_same_ids_and_manifest_bytes(en
         assert sha256(packed) in blobs(images)
         with tarfile.open(fileobj=io.BytesIO(saved)) as archive:
             assert {"index.json", "manifest.json", "oci-layout", "repositories"} <= set(archive.getnames())
+
+
+@pytest.mark.skipif(not shutil.which("skopeo"), reason="skopeo is not installed")
+def test_skopeo_finds_the_same_image_in_what_is_saved(engine: Engine, tmp_path: Path) -> None:
+    @run
+    async def test(engine: Engine) -> None:
+        async with engine as images:
+            await engine.load(docker_archive(["bb:1"], ONE, TWO))
+            (tmp_path / "saved.tar").write_bytes(b"".join([chunk async for chunk in await images.save(["bb:1"])]))
+
+    test(engine)
+    for transport in ("docker-archive", "oci-archive"):
+        copied = tmp_path / transport
+        command = ["skopeo", "--tmpdir", str(tmp_path), "copy", "--insecure-policy", "-q"]
+        subprocess.run([*command, f"{transport}:{tmp_path}/saved.tar", f"dir:{copied}"], check=True, timeout=60)
+        manifest = json.loads((copied / "manifest.json").read_bytes())
+        assert manifest["config"]["digest"] == sha256(config(ONE, TWO))
+        assert [layer["digest"] for layer in manifest["layers"]] == [sha256(ONE), sha256(TWO)]
 
 
 def _rootfs(*layers: bytes) -> dict[str, Any]:
