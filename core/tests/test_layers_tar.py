@@ -264,9 +264,7 @@ def test_whiteouts_of_dot_and_dotdot_are_refused(root: int, name: str) -> None:
         extract(root, archive((name, b"")))
 
 
-def test_opaque_directories_are_reported_and_applied_whiteouts_spare_their_own_layer(
-    root: int, tmp_path: Path
-) -> None:
+def test_opaque_directories_are_reported_and_applied_whiteouts_spare_their_own_layer(root: int, tmp_path: Path) -> None:
     top = tmp_path / "root"
     (top / "d").mkdir()
     (top / "d" / "old").write_bytes(b"old")
