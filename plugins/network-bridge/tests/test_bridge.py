@@ -14,10 +14,11 @@ from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
 
 import pytest
-from engine import kernel, sandbox
+from engine import kernel
 from engine.drivers import DriverContext
 from engine.drivers.network import Endpoint, Network, PublishedPort, Subnet
 from engine.errors import Conflict
+from engine.networks import sandbox
 from engine.testing.networks import link_up
 from engine_network_bridge.driver import BridgeDriver
 from engine_network_bridge.netlink import Netlink

@@ -17,8 +17,6 @@ from pathlib import Path
 
 import msgspec
 
-from engine import attachments, endpoint_files, ipam, port_bindings, sandbox
-from engine.attachments import Live, Plug
 from engine.drivers.network import Endpoint, Joined, NetworkDriver
 from engine.errors import (
     Conflict,
@@ -31,7 +29,9 @@ from engine.model.container import Config as ContainerConfig
 from engine.model.container import Container, HostConfig, PortBinding
 from engine.model.network import EndpointIPAMConfig, EndpointSettings, NetworkRecord
 from engine.names import new_id
-from engine.network_records import KIND, PREDEFINED, NetworkCreate, NetworkRecords, for_driver
+from engine.networks import attachments, files, ipam, ports, sandbox
+from engine.networks.attachments import Live, Plug
+from engine.networks.records import KIND, PREDEFINED, NetworkCreate, NetworkRecords, for_driver
 
 __all__ = ["Attachment", "NetworkCreate", "Networks"]
 
@@ -86,7 +86,7 @@ class Networks(NetworkRecords):
         live = Live(
             container_id=container.id, container_name=container.name, sandbox_id=container.sandbox_id, path=path
         )
-        live.wanted = tuple(port_bindings.plan(container.config, container.host_config))
+        live.wanted = tuple(ports.plan(container.config, container.host_config))
         for name, settings in container.networks.items():
             record = self._records.get(settings.network_id)
             if record is None or not settings.endpoint_id:
@@ -102,7 +102,7 @@ class Networks(NetworkRecords):
             plug = self._plug(name, record, driver, _recorded_endpoint(container.id, record.id, settings))
             plug.joined = None if path is None else _recorded_join(plug, settings)
             live.plugs.append(plug)
-        live.published = port_bindings.from_record(container.ports)
+        live.published = ports.from_record(container.ports)
         live.publisher = live.gateway if live.published else None
         self._enlist(live)
 
@@ -133,7 +133,7 @@ class Networks(NetworkRecords):
         Raises `InvalidParameter` or `Conflict` for what can never work. A network that does not exist (yet) is an
         error at start only. Conflicts between the network mode and other options are `engine.container_create`'s.
         """
-        port_bindings.check(config, host_config)
+        ports.check(config, host_config)
         mode = host_config.network_mode or "default"
         if mode.startswith("container:") or config.network_disabled:
             if requested and mode.startswith("container:"):
@@ -228,14 +228,12 @@ class Networks(NetworkRecords):
         if live is None:
             return None
         networks = {plug.name: self._settings(container, plug) for plug in live.plugs}
-        ports = (
-            {} if live.path is None else port_bindings.shown(container.config, container.host_config, live.published)
-        )
+        ports = {} if live.path is None else ports.shown(container.config, container.host_config, live.published)
         return Attachment(
             sandbox_key=str(live.path) if live.path is not None else None,
             sandbox_id=live.sandbox_id,
             networks=networks,
-            ports=ports,
+            ports=published,
         )
 
     def _shared(self, container: Container, ref: str) -> Attachment:
@@ -256,7 +254,7 @@ class Networks(NetworkRecords):
             container_name=container.name,
             sandbox_id=sandbox_id,
             path=self.sandboxes / sandbox_id,
-            wanted=tuple(port_bindings.plan(container.config, container.host_config)),
+            wanted=tuple(ports.plan(container.config, container.host_config)),
         )
         names = {} if container.config.network_disabled else container.networks
         records = {name: self._record_for(name, settings) for name, settings in names.items()}
@@ -459,14 +457,14 @@ class Networks(NetworkRecords):
             if address
         ]
         ipv6 = any(settings.global_ipv6_address for settings in attachment.networks.values())
-        hosts = endpoint_files.hosts(
+        hosts = files.hosts(
             hostname=hostname,
             domainname=container.config.domainname,
             addresses=addresses,
             extra=[*self._extra_hosts(host_config, attachment), *self._links(container)],
             origin=_read_host_file("/etc/hosts") if host else None,
         )
-        resolv = endpoint_files.resolv_conf(
+        resolv = files.resolv_conf(
             servers=host_config.dns or config.dns,
             search=host_config.dns_search or config.dns_search,
             options=host_config.dns_options or config.dns_opts,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from engine.endpoint_files import hosts, resolv_conf
+from engine.networks.files import hosts, resolv_conf
 
 
 @pytest.fixture

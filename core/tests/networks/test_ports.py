@@ -6,7 +6,7 @@ import pytest
 from engine.drivers.network import PublishedPort
 from engine.errors import InvalidParameter
 from engine.model.container import Config, HostConfig, PortBinding
-from engine.port_bindings import check, from_record, plan, shown
+from engine.networks.ports import check, from_record, plan, shown
 
 
 def bindings(**ports: list[PortBinding] | None) -> HostConfig:

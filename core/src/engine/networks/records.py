@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from engine import ipam
-from engine.attachments import Live, Plug
 from engine.drivers.network import Network, NetworkDriver, Subnet
 from engine.errors import AlreadyExists, EngineError, Forbidden, InvalidParameter, NotFound, NotSupported, Unavailable
 from engine.model.filters import Filters, invalid_filter
 from engine.model.network import IPAM, IPAMConfig, NetworkRecord
 from engine.names import find_by_prefix, new_id
+from engine.networks import ipam
+from engine.networks.attachments import Live, Plug
 from engine.store import Delete, Name, NameTaken, Put, Unname
 from engine.timestamps import now, parse_rfc3339, parse_timestamp
 

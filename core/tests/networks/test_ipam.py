@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from engine.errors import AlreadyExists, Conflict, Forbidden, InvalidParameter
-from engine.ipam import DEFAULT_POOLS, Ipam, check, host_routes, parse_pools
 from engine.model.network import IPAMConfig
+from engine.networks.ipam import DEFAULT_POOLS, Ipam, check, host_routes, parse_pools
 
 
 def pool(subnet: str, **settings: object) -> IPAMConfig:

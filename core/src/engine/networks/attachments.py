@@ -15,9 +15,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from engine import kernel, sandbox
+from engine import kernel
 from engine.drivers.network import Endpoint, Joined, Network, NetworkDriver, PublishedPort
 from engine.errors import Conflict, EngineError
+from engine.networks import sandbox
 
 __all__ = ["Live", "Plug", "add", "detach", "disconnect", "restorable", "set_up"]
 

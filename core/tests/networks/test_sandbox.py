@@ -7,7 +7,8 @@ import socket
 from pathlib import Path
 
 import pytest
-from engine import kernel, sandbox
+from engine import kernel
+from engine.networks import sandbox
 
 pytestmark = pytest.mark.root
 
