@@ -228,7 +228,7 @@ class Networks(NetworkRecords):
         if live is None:
             return None
         networks = {plug.name: self._settings(container, plug) for plug in live.plugs}
-        ports = {} if live.path is None else ports.shown(container.config, container.host_config, live.published)
+        published = {} if live.path is None else ports.shown(container.config, container.host_config, live.published)
         return Attachment(
             sandbox_key=str(live.path) if live.path is not None else None,
             sandbox_id=live.sandbox_id,
