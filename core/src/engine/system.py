@@ -186,7 +186,7 @@ class System:
         return found
 
     def _security_options(self) -> list[str]:
-        offered: Iterable[Iterable[str]] = self._plugins.hooks.engine_security_options()  # type: ignore[assignment]
+        offered: Iterable[Iterable[str]] = self._plugins.hooks.engine_security_options()
         options = [text for group in offered for text in group]
         if self._facts.get("CgroupVersion") == "2" and "name=cgroupns" not in options:
             options.append("name=cgroupns")
