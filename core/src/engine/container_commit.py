@@ -11,7 +11,7 @@ import msgspec
 
 from engine import container_create, container_views
 from engine.errors import InvalidParameter
-from engine.image_changes import apply_changes
+from engine.images.changes import apply_changes
 from engine.model.image import Descriptor, Image, ImageConfig
 from engine.names import Reference, parse_reference
 from engine.platforms import parse_platform

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from engine.errors import InvalidParameter
-from engine.image_records import ImageRecord, ImageTable
+from engine.images.records import ImageRecord, ImageTable
 from engine.model.filters import Filters
 from engine.names import Reference
 from engine.timestamps import parse_rfc3339, parse_timestamp

@@ -17,6 +17,7 @@ import msgspec
 import pytest
 from engine.content import Content, Writer
 from engine.errors import EngineError, Forbidden, InvalidParameter, NotFound, NotSupported
+from engine.images.transfers import Transfers
 from engine.model.image import Descriptor, Image, ImageConfig
 from engine.names import Reference, parse_reference, sha256
 from engine.platforms import Platform
@@ -25,7 +26,6 @@ from engine.registry.client import Registries
 from engine.registry.endpoints import RegistryOptions
 from engine.registry.errors import RegistryError
 from engine.testing.registry import FakeRegistry, answer, break_after
-from engine.transfers import Transfers
 from engine.workers import Workers
 
 

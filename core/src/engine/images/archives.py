@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from engine.archive_inlet import receive
 from engine.content import Content
 from engine.errors import EngineError, InvalidParameter, NotFound
-from engine.image_changes import apply_changes
-from engine.image_records import ImageRecord, image_platform
+from engine.images.changes import apply_changes
+from engine.images.inlet import receive
+from engine.images.records import ImageRecord, image_platform
 from engine.layers import detect_compression, tar
 from engine.layers.compression import CHUNK, Read, decompressor, gzip_stream
 from engine.layers.tar import Entry, Stream
@@ -257,7 +257,7 @@ def _images_in(archive: _Archive, platform: Platform | None) -> list[_Found]:
 
 
 def _platform_of(archive: _Archive, config: Descriptor) -> Platform:
-    from engine.image_records import parse_config
+    from engine.images.records import parse_config
 
     return image_platform(parse_config(archive.content.read(config.digest, 8 << 20)))
 

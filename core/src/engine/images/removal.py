@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from engine.errors import Conflict
-from engine.image_records import IMAGE, REFERENCE, ImageRecord, ImageTable
+from engine.images.records import IMAGE, REFERENCE, ImageRecord, ImageTable
 from engine.model.container import Container
 from engine.names import Reference, parse_reference, short_id
 from engine.store import Change, Delete

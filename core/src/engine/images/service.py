@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from engine import image_views
 from engine.content import Content, Leases
 from engine.drivers.store import Change as RootfsChange
 from engine.drivers.store import ImageStoreDriver, LayerSource
 from engine.errors import Conflict, InvalidParameter, NotFound
-from engine.image_records import (
+from engine.images import views as image_views
+from engine.images.records import (
     IMAGE,
     LAYER,
     REFERENCE,
@@ -43,14 +43,14 @@ from engine.store import Change, Delete, Put
 from engine.timestamps import now, parse_timestamp
 
 if TYPE_CHECKING:
-    from engine.archives import Contents
     from engine.config import Config
     from engine.events import Events
+    from engine.images.archives import Contents
+    from engine.images.transfers import Transfers
     from engine.model.container import Container
     from engine.plugins import Plugins
     from engine.registry.auth import RegistryAuth
     from engine.store import Store
-    from engine.transfers import Transfers
     from engine.workers import Workers
 
 __all__ = ["Images", "Progress", "Pushable"]
@@ -136,7 +136,7 @@ class Images:
     def transfers(self) -> Transfers:
         """Pull and push; imported when first used."""
         if self._transfers is None:
-            from engine.transfers import Transfers
+            from engine.images.transfers import Transfers
 
             self._transfers = Transfers(self, self._workers, self._plugins.hooks, self._config)
         return self._transfers
@@ -150,7 +150,7 @@ class Images:
     def list(
         self, filters: Filters | None = None, *, all: bool = False, shared_size: bool = False
     ) -> builtins.list[dict[str, Any]]:
-        """The body of ``GET /images/json``, newest first; see `engine.image_views.summary` about ``<none>``."""
+        """The body of ``GET /images/json``, newest first; see `engine.images.views.summary` about ``<none>``."""
         select = image_views.selector(self.table, filters or Filters(), everything=all)
         uses = self._layer_uses() if shared_size else {}
         body = []
@@ -246,7 +246,7 @@ class Images:
         auth: RegistryAuth | None = None,
         progress: Progress,
     ) -> None:
-        """See `engine.transfers.Transfers.pull`."""
+        """See `engine.images.transfers.Transfers.pull`."""
         await self.transfers.pull(reference, platform=platform, all_tags=all_tags, auth=auth, progress=progress)
 
     async def push(
@@ -258,7 +258,7 @@ class Images:
         auth: RegistryAuth | None = None,
         progress: Progress,
     ) -> None:
-        """See `engine.transfers.Transfers.push`; without a tag and ``all_tags`` it is ``latest``."""
+        """See `engine.images.transfers.Transfers.push`; without a tag and ``all_tags`` it is ``latest``."""
         if not all_tags:
             reference = parse_reference(reference).with_default_tag().familiar
         await self.transfers.push(reference, platform=platform, auth=auth, progress=progress)
@@ -266,19 +266,19 @@ class Images:
     async def load(
         self, body: AsyncIterator[bytes], *, quiet: bool = False, platform: Platform | None = None, progress: Progress
     ) -> None:
-        """Take images from a ``docker save`` archive or an OCI layout, compressed or not; see `engine.archives`."""
-        from engine import archives
+        """Take images from a ``docker save`` archive or an OCI layout, compressed or not (`engine.images.archives`)."""
+        from engine.images import archives
 
         await archives.load(self, self._workers, body, quiet=quiet, platform=platform, progress=progress)
 
     async def save(self, references: Sequence[str], platform: Platform | None = None) -> AsyncIterator[bytes]:
         """An archive of images that both ``docker load`` and OCI tools read. What is missing is refused at once."""
-        from engine import archives
+        from engine.images import archives
 
         return self._save(archives.plan(self, references, platform))
 
     async def _save(self, contents: Contents) -> AsyncIterator[bytes]:
-        from engine import archives
+        from engine.images import archives
 
         for image_id in contents.image_ids:
             await self.event(image_id, image_id, "save")
@@ -297,7 +297,7 @@ class Images:
         progress: Progress,
     ) -> str:
         """Make an image of a root file system's tar; returns its id, and tells nothing on the way."""
-        from engine import archives
+        from engine.images import archives
 
         return await archives.import_(
             self,
@@ -435,7 +435,7 @@ class Images:
         )
 
     async def _make_manifest(self, record: ImageRecord) -> ImageRecord:
-        from engine import archives
+        from engine.images import archives
 
         layers = []
         with self.content.lease():
@@ -478,7 +478,7 @@ class Images:
 
     async def remove(self, reference: str, *, force: bool = False, prune: bool = True) -> builtins.list[dict[str, str]]:
         """Remove a name or an image, with dockerd's rules, texts and order of ``Untagged`` and ``Deleted``."""
-        from engine.image_removal import Removal
+        from engine.images.removal import Removal
 
         async with self._change:
             removal = Removal(self.table, self.users)
