@@ -19,7 +19,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine import __version__, config, logformat
+from engine import __version__, config
+from engine.containers import logformat
 from engine.errors import AlreadyExists, EngineError, InvalidParameter
 from engine.systemd import Notifier, passed_sockets
 
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
     from engine.api.listeners import Listener
     from engine.api.router import Route
     from engine.config import Config, Parsed
-    from engine.container_start import ContainerSettings
     from engine.containers import Containers
+    from engine.containers.start import ContainerSettings
     from engine.monitor.client import Launcher
     from engine.plugins import Plugins, PluginSettings
     from engine.services import Services, Subsystem
@@ -174,8 +175,8 @@ class Daemon:
     async def _build(self, undo: contextlib.AsyncExitStack) -> tuple[Services, Launcher]:
         """Construct every service; nothing runs yet."""
         from engine.containers import Containers
+        from engine.containers.execs import Execs
         from engine.events import Events
-        from engine.execs import Execs
         from engine.images import Images
         from engine.monitor.client import Launcher
         from engine.networks import Networks
@@ -333,8 +334,8 @@ def _plugin_settings(settings: Config) -> PluginSettings:
 
 
 def _container_settings(settings: Config) -> ContainerSettings:
-    from engine import host
-    from engine.container_start import ContainerSettings
+    from engine.containers.start import ContainerSettings
+    from engine.oci import host
 
     return ContainerSettings.of(settings, host.probe(init_path=settings.init_path))
 

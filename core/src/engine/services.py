@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from engine.api.router import Route
     from engine.config import Config
     from engine.containers import Containers
+    from engine.containers.execs import Execs
     from engine.events import Events
-    from engine.execs import Execs
     from engine.images import Images
     from engine.networks import Networks
     from engine.plugins import Plugins

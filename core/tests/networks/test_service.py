@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 from engine.config import Config
-from engine.container_start import with_attachment
+from engine.containers.start import with_attachment
 from engine.drivers import DriverContext, DriverDescription
 from engine.errors import AlreadyExists, Conflict, EngineError, Forbidden, InvalidParameter, NotFound
 from engine.events import Events

@@ -8,19 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from engine import container_commit, container_files, container_stats
 from engine.api import codec
 from engine.api.router import Request, Response, Route
-from engine.container_attach import check as check_attachable
-from engine.container_attach import parse_keys
-from engine.container_logs import LogRequest, parse_tail
+from engine.containers import commit as container_commit
+from engine.containers import files as container_files
+from engine.containers import stats as container_stats
+from engine.containers.attach import check as check_attachable
+from engine.containers.attach import parse_keys
+from engine.containers.logs import LogRequest, parse_tail
 from engine.errors import EngineError, InvalidParameter
 from engine.model.container import Config, HostConfig, RestartPolicy
 from engine.model.network import EndpointSettings
 from engine.signals import parse_signal
 
 if TYPE_CHECKING:
-    from engine.container_records import Waiter
+    from engine.containers.records import Waiter
     from engine.services import Services
 
 __all__ = ["ROUTES"]

@@ -8,9 +8,9 @@ import msgspec
 
 from engine.api.containers import stream_type, terminal_size
 from engine.api.router import Request, Response, Route
-from engine.container_attach import Client
+from engine.containers.attach import Client
+from engine.containers.execs import ExecConfig
 from engine.errors import EngineError
-from engine.execs import ExecConfig
 
 if TYPE_CHECKING:
     from engine.services import Services

@@ -131,7 +131,7 @@ class Networks(NetworkRecords):
         """The networks of a container to be, by name: those asked for, else that of its network mode.
 
         Raises `InvalidParameter` or `Conflict` for what can never work. A network that does not exist (yet) is an
-        error at start only. Conflicts between the network mode and other options are `engine.container_create`'s.
+        error at start only. Conflicts between the network mode and other options are `engine.containers.create`'s.
         """
         ports.check(config, host_config)
         mode = host_config.network_mode or "default"

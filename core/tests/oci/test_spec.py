@@ -5,10 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from engine import ocispec
-from engine.devices import DevicePlan
 from engine.errors import InvalidParameter
-from engine.host import Host
 from engine.model.container import (
     Config,
     Container,
@@ -17,8 +14,11 @@ from engine.model.container import (
     Ulimit,
 )
 from engine.mounts import OciMount
-from engine.ocispec import Defaults, Namespaces
-from engine.users import User
+from engine.oci import spec as ocispec
+from engine.oci.devices import DevicePlan
+from engine.oci.host import Host
+from engine.oci.spec import Defaults, Namespaces
+from engine.oci.users import User
 
 ID = "ab" * 32
 HOST = Host(

@@ -21,14 +21,15 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import msgspec
 
-from engine import devices, ocispec, users
 from engine.drivers.log import LogTarget
 from engine.drivers.runtime import Bundle, Launch, RuntimeDriver
 from engine.errors import Conflict, EngineError, NotFound, StartFailed
-from engine.host import Host
 from engine.kernel import MNT_DETACH, MS_NODEV, MS_NOEXEC, MS_NOSUID, mount, umount
 from engine.model.container import Container, Ulimit
 from engine.monitor.client import LaunchFailed, Task
+from engine.oci import devices, users
+from engine.oci import spec as ocispec
+from engine.oci.host import Host
 
 if TYPE_CHECKING:
     from engine.config import Config as DaemonConfig

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from engine import container_create, container_views
+from engine.containers import create as container_create
+from engine.containers import views as container_views
 from engine.errors import InvalidParameter
 from engine.images.changes import apply_changes
 from engine.model.image import Descriptor, Image, ImageConfig

@@ -3,8 +3,8 @@ from __future__ import annotations
 import os
 
 import pytest
-from engine import users
 from engine.errors import InvalidParameter
+from engine.oci import users
 
 PASSWD = """root:x:0:0:root:/root:/bin/sh
 # a comment

@@ -12,9 +12,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from engine.container_attach import parse_keys
+from engine.containers.attach import parse_keys
+from engine.containers.execs import ExecConfig
 from engine.errors import AlreadyExists, Conflict, EngineError, InvalidParameter, NotFound, NotModified, StartFailed
-from engine.execs import ExecConfig
 from engine.model.container import Config, HostConfig, RestartPolicy
 from engine.model.filters import Filters
 
@@ -31,9 +31,9 @@ Scenario = Callable[[Any], Coroutine[Any, Any, None]]
 @pytest.fixture
 def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Scenario], None]:
     """Run a scenario in a fresh world. The pid of fake processes is our own, which has an identity and a user."""
-    monkeypatch.setattr("engine.container_start.process_identity", lambda pid: ("boot", 1))
-    monkeypatch.setattr("engine.container_start.users.find", lambda *a: SimpleNamespace(uid=0, gid=0, groups=()))
-    monkeypatch.setattr("engine.container_start.ocispec.build", lambda *a, **k: {})
+    monkeypatch.setattr("engine.containers.start.process_identity", lambda pid: ("boot", 1))
+    monkeypatch.setattr("engine.containers.start.users.find", lambda *a: SimpleNamespace(uid=0, gid=0, groups=()))
+    monkeypatch.setattr("engine.containers.start.ocispec.build", lambda *a, **k: {})
 
     def run(scenario: Scenario) -> None:
         async def main() -> None:

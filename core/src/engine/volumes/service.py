@@ -27,7 +27,7 @@ from engine.model.volume import ANONYMOUS_LABEL, VolumeRecord
 from engine.mounts import OciMount
 from engine.names import is_id, new_id
 from engine.store import Delete, Put
-from engine.treecopy import copy_up
+from engine.volumes.treecopy import copy_up
 from engine.workers import KeyedLocks, Workers
 
 if TYPE_CHECKING:

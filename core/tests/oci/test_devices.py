@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import pytest
-from engine import devices
-from engine.devices import Device, DeviceRule
 from engine.errors import InvalidParameter
 from engine.model.container import DeviceMapping, DeviceRequest, HostConfig, ThrottleDevice
+from engine.oci import devices
+from engine.oci.devices import Device, DeviceRule
 
 
 @pytest.mark.parametrize(

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from msgspec import field
 
-from engine import ocispec, users
-from engine.container_attach import Client, parse_keys
+from engine.containers.attach import Client, parse_keys
 from engine.drivers.runtime import Launch, RuntimeDriver
 from engine.errors import Conflict, EngineError, InvalidParameter, NotFound, StartFailed
 from engine.monitor.client import LaunchFailed, Task
 from engine.names import new_id
+from engine.oci import spec as ocispec
+from engine.oci import users
 
 if TYPE_CHECKING:
     from engine.containers import Containers

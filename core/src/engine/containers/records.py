@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 
-from engine import container_views, ocispec
-from engine.container_start import ContainerSettings, Starter
-from engine.container_views import is_running
+from engine.containers import views as container_views
+from engine.containers.restart import RestartTracker
+from engine.containers.start import ContainerSettings, Starter
+from engine.containers.views import is_running
 from engine.errors import EngineError, NotFound, NotSupported
 from engine.model.container import Container
 from engine.model.filters import Filters
 from engine.names import find_by_prefix
-from engine.restart import RestartTracker
+from engine.oci import spec as ocispec
 from engine.store import Put
 
 if TYPE_CHECKING:

@@ -17,17 +17,20 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from engine import container_attach, container_create, container_logs, resources
-from engine.container_reconcile import Reconciler
-from engine.container_records import KIND, ContainerRecords, Live, Waiter
-from engine.container_start import (
+from engine.containers import attach as container_attach
+from engine.containers import create as container_create
+from engine.containers import logs as container_logs
+from engine.containers.reconcile import Reconciler
+from engine.containers.records import KIND, ContainerRecords, Live, Waiter
+from engine.containers.restart import RestartTracker
+from engine.containers.start import (
     Running,
     failure_code,
     settle,
     with_attachment,
     without_attachment,
 )
-from engine.container_views import is_running
+from engine.containers.views import is_running
 from engine.errors import AlreadyExists, Conflict, EngineError, InvalidParameter, NotFound, NotModified
 from engine.model.admission import ContainerRequest
 from engine.model.container import (
@@ -43,8 +46,8 @@ from engine.model.filters import Filters
 from engine.model.network import EndpointSettings
 from engine.model.security import parse_security_opts
 from engine.names import new_id
+from engine.oci import resources
 from engine.platforms import Platform, host_platform, parse_platform
-from engine.restart import RestartTracker
 from engine.signals import parse_signal
 from engine.store import Delete, Name, NameTaken, Put, Unname
 from engine.timestamps import now, parse_rfc3339, parse_timestamp, rfc3339

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from engine import devices, host, kernel, ocispec, users
+from engine import kernel
 from engine.model.container import Config, Container, HostConfig
 from engine.names import new_id
+from engine.oci import devices, host, users
+from engine.oci import spec as ocispec
 
 pytestmark = pytest.mark.root
 capabilities = pytest.importorskip("engine_security_capabilities")

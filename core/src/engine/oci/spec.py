@@ -1,8 +1,8 @@
 """The OCI runtime spec of a container, as pure data made from values: nothing is read, opened or resolved here.
 
-What the host or the image must be asked for comes in as frozen values: `engine.host.Host` (the machine),
-`engine.users.User` (who), `engine.devices.DevicePlan` (device nodes), `engine.mounts.OciMount` (volumes, in order),
-`Namespaces` (what is shared with the host or other containers). Security plugins edit the result afterwards
+What the host or the image must be asked for comes in as frozen values: `engine.oci.host.Host` (the machine),
+`engine.oci.users.User` (who), `engine.oci.devices.DevicePlan` (device nodes), `engine.mounts.OciMount` (volumes, in
+order), `Namespaces` (what is shared with the host or other containers). Security plugins edit the result afterwards
 (hook ``engine_oci_spec``): capabilities and seccomp are theirs, not made here.
 
 Defaults are those of moby (daemon/pkg/oci/defaults.go), 2026: masked and read-only paths, mounts, device rules,
@@ -17,14 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engine.devices import Device, DevicePlan, DeviceRule
 from engine.errors import InvalidParameter
-from engine.host import Host
 from engine.model.container import Container, HostConfig, Ulimit
 from engine.model.security import parse_security_opts
 from engine.mounts import DEFAULT_PROPAGATION, OciMount, parse_tmpfs
-from engine.resources import resources
-from engine.users import User
+from engine.oci.devices import Device, DevicePlan, DeviceRule
+from engine.oci.host import Host
+from engine.oci.resources import resources
+from engine.oci.users import User
 
 __all__ = [
     "DEFAULT_PATH",

@@ -10,16 +10,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from engine import ocispec
-from engine.container_start import ContainerSettings
 from engine.containers import Containers
+from engine.containers.execs import Execs
+from engine.containers.start import ContainerSettings
 from engine.errors import EngineError, NotFound, StartFailed
 from engine.events import Events
-from engine.execs import Execs
-from engine.host import Host
 from engine.model.image import Image, ImageConfig
 from engine.model.network import EndpointSettings
 from engine.monitor.client import Exit, LaunchFailed
+from engine.oci import spec as ocispec
+from engine.oci.host import Host
 from engine.store import Store
 from engine.workers import Workers
 

@@ -1,6 +1,6 @@
 """Device nodes and device rules of a container, found out from the host.
 
-This is the part of the OCI spec that needs to look at the host's ``/dev``; `engine.ocispec` turns the plan made
+This is the part of the OCI spec that needs to look at the host's ``/dev``; `engine.oci.spec` turns the plan made
 here into JSON without looking at anything.
 """
 

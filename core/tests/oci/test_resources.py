@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import pytest
-from engine import resources
 from engine.errors import InvalidParameter
-from engine.host import Host
 from engine.model.container import HostConfig
+from engine.oci import resources
+from engine.oci.host import Host
 
 HOST = Host(cgroup_version=1, cpus=2, kernel=(6, 1))
 

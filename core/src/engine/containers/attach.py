@@ -13,7 +13,7 @@ import logging
 import socket
 from typing import TYPE_CHECKING, Protocol
 
-from engine import container_logs
+from engine.containers import logs as container_logs
 from engine.errors import Conflict, EngineError, InvalidParameter
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from engine.errors import InvalidParameter
-from engine.host import Host
 from engine.model.container import HostConfig, ThrottleDevice
+from engine.oci.host import Host
 
 __all__ = ["resources", "validate"]
 

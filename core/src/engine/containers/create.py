@@ -11,12 +11,12 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from engine import devices, resources
 from engine.errors import InvalidParameter
-from engine.host import Host
 from engine.model.container import Config, Container, HealthConfig, HostConfig, LogConfig, RestartPolicy
 from engine.model.image import Image
 from engine.names import valid_name
+from engine.oci import devices, resources
+from engine.oci.host import Host
 from engine.signals import parse_signal
 
 __all__ = ["check_name", "command", "effective", "merge_image", "normalise", "random_name", "validate", "warnings"]

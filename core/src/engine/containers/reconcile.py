@@ -12,11 +12,11 @@ import os
 import time
 from typing import TYPE_CHECKING
 
+from engine.containers.restart import restarts_at_boot
 from engine.errors import EngineError, NotFound
 from engine.model.container import ZERO_TIME, Config, Container, HostConfig
 from engine.monitor.client import LOST_MONITOR, Exit, Monitor, kill_orphan, read_exit
 from engine.names import is_id
-from engine.restart import restarts_at_boot
 from engine.timestamps import now, parse_rfc3339, rfc3339
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from engine.treecopy import copy_up
+from engine.volumes.treecopy import copy_up
 
 
 @pytest.fixture
