@@ -229,8 +229,14 @@ class Config:
         return self.hosts or (DEFAULT_HOST,)
 
     def proxy(self, name: str) -> str:
-        """``http-proxy``, ``https-proxy`` or ``no-proxy``: flag, then file."""
-        return getattr(self, name.replace("-", "_")) or str(self.proxies.get(name, ""))
+        """``http-proxy``, ``https-proxy`` or ``no-proxy``: flag, then file, then the environment."""
+        key = name.replace("-", "_")
+        return (
+            getattr(self, key)
+            or str(self.proxies.get(name, ""))
+            or os.environ.get(key.upper(), "")
+            or os.environ.get(key, "")
+        )
 
     def apply(self, new: Config) -> dict[str, Any]:
         """Take over the reloadable options of ``new``; returns what changed, by key."""
