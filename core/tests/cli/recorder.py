@@ -22,7 +22,7 @@ class Recorder(socketserver.ThreadingUnixStreamServer):
         self.heads: list[dict[str, str]] = []
         self.answers = {
             ("GET", "/_ping"): (200, "OK"),
-            ("HEAD", "/_ping"): (200, ""),
+            ("HEAD", "/_ping"): (200, "OK"),
             ("POST", "/containers/create"): (201, {"Id": "ab" * 32, "Warnings": []}),
             **(answers or {}),
         }

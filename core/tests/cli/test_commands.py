@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 from engine.cli import main
+from engine.cli.client import Client
 from engine.cli.commands import ALIASES, GROUPS, dispatch, find, rows
+from engine.cli.failures import ApiFailure
 from engine.cli.flags import declare
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -350,3 +352,16 @@ def test_common_commands_import_next_to_nothing(daemon: Recorder, words: list[st
 
 def test_dispatch_returns_the_exit_code(daemon: Recorder) -> None:
     assert dispatch(["ps", "-q"], os.environ) == 0
+
+
+@pytest.mark.parametrize("path", ["/_ping", "/nothing"])
+def test_the_answer_to_head_has_no_body_whatever_its_length_says(daemon: Recorder, path: str) -> None:
+    client = Client(daemon.host)
+    for _ in range(2):  # the connection stays usable
+        if path == "/_ping":
+            assert client.request("HEAD", path).read() == b""
+        else:
+            with pytest.raises(ApiFailure) as caught:
+                client.request("HEAD", path)
+            assert caught.value.status == 404
+    client.close()

@@ -49,7 +49,8 @@ def query_string(query: Mapping[str, Any]) -> str:
 class Response:
     """An answer whose body is still to be read."""
 
-    def __init__(self, client: Client, connection: Any, status: int, headers: dict[str, str], rest: bytes) -> None:
+    def __init__(self, client: Client, connection: Any, status: int, headers: dict[str, str], rest: bytes,
+                 *, bodiless: bool = False) -> None:  # fmt: skip
         self.status = status
         self.headers = headers
         self._client = client
@@ -58,10 +59,11 @@ class Response:
         self._chunked = headers.get("transfer-encoding", "").lower() == "chunked"
         self._left: int | None = None
         length = headers.get("content-length")
-        if self._chunked:
+        if bodiless or status in (204, 304) or status < 200:
             self._left = 0
-        elif status in (204, 304) or status < 200:
             self._finish()
+        elif self._chunked:
+            self._left = 0
         elif length is not None:
             self._left = int(length)
             if not self._left:
@@ -281,7 +283,7 @@ class Client:
                 if reused:
                     continue
                 raise Unreachable(f"error during connect: the daemon at {self.host} closed the connection") from None
-            pending = Pending(self, connection, message if reused and stream is None else None)
+            pending = Pending(self, connection, message if reused and stream is None else None, head=method == "HEAD")
             if stream is not None:
                 pending.upload(stream)
             return pending
@@ -320,10 +322,11 @@ class Client:
 class Pending:
     """A request on its way; `response` waits for the head of the answer."""
 
-    def __init__(self, client: Client, connection: Any, again: bytes | None) -> None:
+    def __init__(self, client: Client, connection: Any, again: bytes | None, *, head: bool = False) -> None:
         self._client = client
         self._connection = connection
         self._again = again
+        self._head = head
 
     def upload(self, stream: Iterable[bytes]) -> None:
         """Send the body in chunks from a thread; a daemon that stops listening has its reason in the answer."""
@@ -377,7 +380,7 @@ class Pending:
         if status == 101:
             response = Response(self._client, None, status, headers, rest)
             return response
-        response = Response(self._client, self._connection, status, headers, rest)
+        response = Response(self._client, self._connection, status, headers, rest, bodiless=self._head)
         if status >= 400:
             raise ApiFailure(status, _reason(status, response.read()))
         return response

@@ -160,7 +160,7 @@ def copy_in(session: Session, flags: Flags, source: str, container: str, target:
             target = stat["linkTarget"]
             stat = _stat(session, container, target)
     except ApiFailure as failure:
-        if failure.status != 404 or "No such container" in failure.reason:
+        if failure.status != 404:
             raise
         stat = None
     if stat is not None and stat["mode"] & DIRECTORY:
