@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from engine.drivers.log import LogWriter
 from engine.drivers.runtime import Launch
 from engine.errors import Conflict, EngineError, NotFound
@@ -446,12 +447,13 @@ def test_a_grandchild_that_holds_the_output_does_not_hold_the_exit(run: Run) -> 
 
 GUEST = """
 import os, sys
-def main(bundle):
+def main(bundle, report):
+    os.write(report, b"\\0")
     name = os.environ["NAME"]
     if name == "tty":
         os.write(1, b"tty %dx%d" % tuple(os.get_terminal_size(0)))
         return int(sys.stdin.readline())
-    print(name, bundle, os.path.exists("/proc/self/fd/3"))
+    print(name, bundle, os.path.exists("/proc/self/fd/4"))
     return 9
 """
 

@@ -25,7 +25,7 @@ from typing import Any
 from engine.drivers import DriverContext
 from engine.errors import EngineError, NotSupported
 
-__all__ = ["Bundle", "Launch", "RuntimeDriver", "RuntimeInfo"]
+__all__ = ["Bundle", "Launch", "LauncherPlan", "RuntimeDriver", "RuntimeInfo"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +34,19 @@ class Bundle:
 
     container_id: str
     path: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LauncherPlan:
+    """A launcher that has more loaded than the standard library, so that its guests need not load it: the core keeps
+    one process for each plan, from the first launch that asks for it. ``search`` are directories where its imports
+    are looked for after the standard library; ``preload`` are Python source files it runs once (see `Launch.guest`).
+
+    The launcher forks, so what it preloads must start no thread.
+    """
+
+    search: tuple[Path, ...] = ()
+    preload: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,9 +61,11 @@ class Launch:
     Any other exit status means the start failed: text found in ``error_log`` (or, without one, on the
     program's stderr) goes to `RuntimeDriver.start_error`.
 
-    ``guest``: a stdlib-only Python source file; the monitor forks and calls its ``main(bundle_path: str) -> int``
-    in the child, which *is* the container's process. ``launcher`` names the preloaded launcher to fork from,
-    ``bundle`` is the path handed to ``main``.
+    ``guest``: a Python source file; the monitor calls its ``prepare(bundle)`` if it has one, forks and calls
+    ``main(bundle: str, report: int) -> int`` in the child, which *is* the container's process. ``launcher`` is the
+    launcher to fork from, ``bundle`` is the path handed to both. ``report`` is a descriptor: the guest writes one zero
+    byte to it when it runs. What it writes instead, before it ends, says why it could not start, its exit status being
+    the launch's; what it writes afterwards says why it ended (the container's ``State.Error``).
 
     ``temporary``: files the monitor removes once the start has succeeded or failed.
 
@@ -60,7 +75,7 @@ class Launch:
     argv: tuple[str, ...] = ()
     guest: str | None = None
     bundle: Path | None = None
-    launcher: str | None = None
+    launcher: LauncherPlan | None = None
     pid_file: Path
     error_log: Path | None = None
     console_socket: Path | None = None

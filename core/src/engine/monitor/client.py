@@ -30,7 +30,7 @@ from typing import Any
 import msgspec
 
 from engine.drivers.log import LogWriter
-from engine.drivers.runtime import Launch
+from engine.drivers.runtime import Launch, LauncherPlan
 from engine.errors import Conflict, EngineError, InvalidParameter, NotFound, Unavailable
 from engine.monitor.start import start_ticks
 
@@ -149,10 +149,15 @@ def kill_orphan(directory: Path) -> bool:
 
 
 class Launcher:
-    """A child process that forks monitors. What it has preloaded makes no difference but in speed and memory."""
+    """A child process that forks monitors. What it has preloaded makes no difference but in speed and memory.
 
-    def __init__(self, preload: Sequence[Path] = ()) -> None:
+    A task that asks for a launcher of another plan gets a monitor of such a one, started at the first and kept.
+    """
+
+    def __init__(self, preload: Sequence[Path] = (), search: Sequence[Path] = ()) -> None:
         self._preload = tuple(str(path) for path in preload)
+        self._search = ":".join(str(path) for path in search)
+        self._planned: dict[LauncherPlan, Launcher] = {}
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
         self._lock = asyncio.Lock()
@@ -183,6 +188,7 @@ class Launcher:
                     "-S",
                     str(Path(__file__).with_name("launcher.py")),
                     str(theirs.fileno()),
+                    self._search,
                     *self._preload,
                 ],
                 stdin=subprocess.DEVNULL,
@@ -197,6 +203,8 @@ class Launcher:
 
     async def stop(self) -> None:
         """End the launcher. Its monitors, and what they hold, live on."""
+        for other in self._planned.values():
+            await other.stop()
         async with self._lock:
             self._close()
             if self._process is not None:
@@ -213,6 +221,14 @@ class Launcher:
 
         Raises `Unavailable` when no monitor can be had.
         """
+        plan = task.launch.launcher
+        if plan is not None:
+            if plan not in self._planned:
+                self._planned[plan] = Launcher((*map(Path, self._preload), *plan.preload), plan.search)
+            return await self._planned[plan]._spawn(task)
+        return await self._spawn(task)
+
+    async def _spawn(self, task: Task) -> Monitor:
         packet = task.encode()
         last: Exception | None = None
         for _ in range(3):

@@ -1,11 +1,12 @@
 """The launcher: a small child of the daemon that forks monitors, so that the daemon itself never forks.
 
-    python -I -S launcher.py FD PRELOAD...
+    python -I -S launcher.py FD SEARCH PRELOAD...
 
-FD is a SOCK_SEQPACKET socket. Each packet is a task as JSON and carries the socket that becomes the monitor's first
-control connection; all answers come on that one. The launcher loads the monitor's code and the PRELOAD sources once,
-freezes its heap and forks twice for each task, so that monitors belong to init and share its memory. It ends when the
-daemon does. Only this package and the standard library can be imported here, whatever is installed beside it.
+FD is a SOCK_SEQPACKET socket, SEARCH a path (usually empty) of directories for the imports of the PRELOAD sources. Each
+packet is a task as JSON and carries the socket that becomes the monitor's first control connection; all answers come on
+that one. The launcher loads the monitor's code and the PRELOAD sources once, freezes its heap and forks twice for each
+task, so that monitors belong to init and share its memory. It ends when the daemon does. Only this package, the
+standard library and what a plan's SEARCH adds can be imported here, whatever is installed beside it.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ def main() -> None:
     from engine.monitor import oom, process, start
 
     start.set_title("engine-launcher")
-    for source in sys.argv[2:]:
+    sys.path += [directory for directory in sys.argv[2].split(":") if directory]
+    for source in sys.argv[3:]:
         start.load_source(source)
     oom.memory_mount()
     json.loads(json.dumps({"warm": process.SETTLE}))

@@ -151,6 +151,8 @@ class Monitor:
         self._stdin = Stdin(self.loop, self._resume_input)
         self._master = -1
         self._console: start.Console | None = None
+        self._report = -1  # where a guest says that it runs, and why it ended
+        self._report_text = b""
         self._log: Any = None
         self._oom: OomWatch | None = None
         self._attachments: dict[int, Attachment] = {}
@@ -252,7 +254,7 @@ class Monitor:
             return
         if self._launch["guest"]:
             self._pidfd = os.pidfd_open(self._program)
-            self._started(self._program)
+            self.loop.watch(self._report, READ, self._reported)
 
     def _run(self) -> None:
         """Make the process's stdio and fork the runtime or the guest."""
@@ -277,7 +279,9 @@ class Monitor:
                 stderr = self._output_pipe(2)  # with a terminal, only the runtime's own complaints
                 theirs.append(stderr)
             if guest:
-                self._program = start.run_guest(self._launch, stdin, stdout, stderr, self._terminal)
+                self._report, report = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+                theirs.append(report)
+                self._program = start.run_guest(self._launch, stdin, stdout, stderr, report, terminal=self._terminal)
                 return
             if self._terminal:
                 self._console = start.Console(self._launch["console_socket"])
@@ -316,6 +320,31 @@ class Monitor:
             self._console.close()
             self._console = None
 
+    def _reported(self, _mask: int) -> None:
+        """A guest runs, or says why not, or why it ended; its silence while it starts is seen when it has ended."""
+        try:
+            text = os.read(self._report, 65536)
+        except BlockingIOError:
+            return
+        if not text:
+            self.loop.unwatch(self._report)
+        self._report_text += text[: max(0, _PACKET - len(self._report_text))]
+        if self._state == "starting" and self._report_text.startswith(b"\0"):
+            pid, self._program = self._program, 0
+            self._started(pid)
+
+    def _guest_ended(self, status: int) -> None:
+        """A guest has ended before we knew that it ran: it was quick, or it could not start."""
+        pid = self._program
+        self._reported(READ)
+        code = os.waitstatus_to_exitcode(status)
+        if self._state == "running":
+            self._exited(code)
+        else:
+            self._program = 0
+            text = self._report_text.decode(errors="replace").strip()
+            self._start_failed(code, text or f"the guest {pid} ended with {code} before it ran")
+
     def _start_overdue(self) -> None:
         self._start_note = "the runtime did not start the process in time"
         self._kill_children()
@@ -330,6 +359,9 @@ class Monitor:
 
     def _program_ended(self, status: int) -> None:
         """The runtime has ended: with 0 the process runs (or has run already)."""
+        if self._launch["guest"]:
+            self._guest_ended(status)
+            return
         self._program = 0
         if self._terminal and self._master < 0:
             self._console_ready(READ)
@@ -573,6 +605,9 @@ class Monitor:
         if self._oom is not None:
             self._oom_noticed(0)
             self._exit["oom_killed"] = self._oom.killed
+        if self._report >= 0:
+            self._reported(READ)
+            self._exit["error"] = self._report_text[1:].decode(errors="replace").strip()
         self._settle_timer = self.loop.after(SETTLE, self._record)
         if self._outputs:
             self._read_outputs()

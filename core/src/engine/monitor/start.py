@@ -57,20 +57,24 @@ def run_program(launch: Mapping[str, Any], stdin: int, stdout: int, stderr: int)
         _fail(f"{launch['argv'][0]}: {error}")
 
 
-def run_guest(launch: Mapping[str, Any], stdin: int, stdout: int, stderr: int, terminal: bool) -> int:
+def run_guest(launch: Mapping[str, Any], stdin: int, stdout: int, stderr: int, report: int, *, terminal: bool) -> int:
     """Fork, and call the guest's ``main`` in the child, which is the container's process; returns its process id."""
+    guest = load_source(launch["guest"])
+    if hasattr(guest, "prepare"):
+        guest.prepare(launch["bundle"])
     child = os.fork()
     if child:
         return child
     try:
         _become_child(stdin, stdout, stderr)
-        os.closerange(3, 1 << 20)
+        os.dup2(report, 3)
+        os.closerange(4, 1 << 20)
         os.setsid()
         if terminal:
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
         os.environ.clear()
         os.environ.update(launch["environment"])
-        code = load_source(launch["guest"]).main(launch["bundle"])
+        code = guest.main(launch["bundle"], 3)
         sys.stdout.flush()
     except BaseException as error:
         _fail(f"{launch['guest']}: {type(error).__name__}: {error}")
