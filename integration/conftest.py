@@ -16,9 +16,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from harness import Client, Daemon, connects, make_busybox, wait_for
+
 from engine import kernel
 from engine.testing.networks import link_up
-from harness import Client, Daemon, connects, make_busybox, wait_for
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -93,9 +93,10 @@ def test_everything_acknowledged_is_there_after_kill_9_at_random_moments(own_dae
     chance = random.Random(7)
     acknowledged: set[str] = set()
     removed: set[str] = set()
+    script = f"for i in 1 2 3 4 5 6 7 8; do id=$({docker.argv()[0]} run -d bb sleep 1000) && echo $id; done"
     for cycle in range(6):
         work = subprocess.Popen(
-            ["sh", "-c", f"for i in 1 2 3 4 5 6 7 8; do id=$({docker.argv()[0]} run -d bb sleep 1000) && echo $id; done"],
+            ["sh", "-c", script],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,

@@ -8,8 +8,9 @@ import sys
 import sysconfig
 from pathlib import Path
 
-import engine
 import pytest
+
+import engine
 
 CORE = Path(engine.__file__).parent
 MODULES = sorted(

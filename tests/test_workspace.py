@@ -11,6 +11,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+
 from engine.hookspecs import Hooks
 
 ROOT = Path(__file__).parents[1]

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+
 from engine.api.images import ROUTES
 from engine.api.progress import progress_response
 from engine.api.router import Query, Request, Response, Router

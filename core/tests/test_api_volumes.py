@@ -5,6 +5,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
+
 from engine.api import volumes
 from engine.api.router import Query, Request
 from engine.model.volume import VolumeRecord

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
+
 from engine.api.codec import decode, encode, read_json
 from engine.errors import InvalidParameter
 from engine.model.container import Config, HostConfig, RestartPolicy

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from engine.config import Config, options, parse_arguments, usage
 from engine.errors import InvalidParameter
 

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from engine.content import Content
 from engine.errors import InvalidParameter, NotFound, TooLarge
 from engine.names import sha256

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from engine.daemon import main
 
 ENGINED = [sys.executable, "-I", "-m", "engine.daemon"]

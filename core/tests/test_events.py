@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+
 from engine import events as module
 from engine.events import Actor, Event, Events, Subscription, accepts
 from engine.model.filters import Filters

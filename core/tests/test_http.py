@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+
 from engine.api.http import HttpServer, Limits
 from engine.api.router import Request, Response, Route, Router
 from engine.errors import Conflict, NotModified

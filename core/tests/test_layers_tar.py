@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from engine.drivers.store import Change
 from engine.errors import InvalidParameter
 from engine.layers import chain_id, chain_ids, detect_compression, pack, tar
@@ -14,8 +17,6 @@ from engine.layers.compression import decompressor, gzip_stream
 from engine.layers.extract import Extractor
 from engine.layers.tar import Entry, Stream
 from engine.layers.tree import copy_tree, remove_tree, usage
-from hypothesis import given
-from hypothesis import strategies as st
 
 ME = (os.geteuid(), os.getegid())
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from engine.drivers.store import LayerSource
 from engine.errors import EngineError, InvalidParameter
 from engine.layers import unpack

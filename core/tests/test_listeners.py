@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from engine.api.listeners import Listener, open_listener
 from engine.errors import EngineError, Forbidden
 from engine.systemd import Notifier, passed_sockets

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from engine import mounts
 from engine.errors import InvalidParameter
 from engine.model.container import BindOptions, Mount, TmpfsOptions, VolumeOptions

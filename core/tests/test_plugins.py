@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from engine.drivers import DriverContext, DriverDescription
 from engine.errors import Forbidden, InvalidParameter, NotFound, PluginError
 from engine.hookspecs import hookimpl

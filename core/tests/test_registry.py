@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from engine.errors import InvalidParameter, NotFound, NotSupported, Unauthorized
 from engine.model.image import Descriptor
 from engine.names import parse_reference, sha256

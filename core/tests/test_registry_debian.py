@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from engine.config import Config
 from engine.errors import EngineError, NotFound, Unauthorized
 from engine.events import Events

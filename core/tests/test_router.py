@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from engine.api.router import API_VERSION, Query, Request, Response, Route, Router
 from engine.errors import EngineError, InvalidParameter, NotFound
 from engine.model.filters import Filters

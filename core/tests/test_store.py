@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+
 from engine.errors import EngineError, Unavailable
 from engine.store import Append, Delete, Name, NameTaken, Put, Store, Trim, Unname
 

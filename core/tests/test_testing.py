@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from engine.drivers import DriverContext
 from engine.drivers.volume import VolumeDriver
 from engine.testing.fakes import FakeLogs, FakeNetworks, FakeVolumes

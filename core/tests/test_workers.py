@@ -7,6 +7,7 @@ import logging
 import threading
 
 import pytest
+
 from engine.errors import DeadlineExceeded, Unavailable
 from engine.workers import KeyedLocks, Workers
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from engine.cli import main
 from engine.cli.client import Client
 from engine.cli.commands import ALIASES, GROUPS, dispatch, find, rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from engine.cli.flags import FlagError, Flags, declare, parse
 
 DECLARED = declare("""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from engine.cli.template_values import Fields
 from engine.cli.templates import Template, TemplateError
 

@@ -6,6 +6,7 @@ import io
 import json
 
 import pytest
+
 from engine.cli.containers import displayable_ports, ellipsis, quoted, trimmed_image
 from engine.cli.events import line
 from engine.cli.failures import Failure

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
 from engine.containers.attach import parse_keys
 from engine.containers.execs import ExecConfig
 from engine.errors import AlreadyExists, Conflict, EngineError, InvalidParameter, NotFound, NotModified, StartFailed

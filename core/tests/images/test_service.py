@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
 from engine.drivers import DriverContext
 from engine.drivers.store import Change, ImageStoreDriver, LayerSource, LayerUsage
 from engine.errors import Conflict, EngineError, InvalidParameter, NotFound

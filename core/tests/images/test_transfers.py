@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 import pytest
+
 from engine.content import Content, Writer
 from engine.errors import EngineError, Forbidden, InvalidParameter, NotFound, NotSupported
 from engine.images.transfers import Transfers

@@ -6,6 +6,7 @@ from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
+
 from engine.errors import AlreadyExists, Conflict, Forbidden, InvalidParameter
 from engine.model.network import IPAMConfig
 from engine.networks.ipam import DEFAULT_POOLS, Ipam, check, host_routes, parse_pools

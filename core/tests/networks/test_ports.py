@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from engine.drivers.network import PublishedPort
 from engine.errors import InvalidParameter
 from engine.model.container import Config, HostConfig, PortBinding

@@ -7,6 +7,7 @@ import socket
 from pathlib import Path
 
 import pytest
+
 from engine import kernel
 from engine.networks import sandbox
 

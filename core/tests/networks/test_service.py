@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
+
 from engine.config import Config
 from engine.containers.start import with_attachment
 from engine.drivers import DriverContext, DriverDescription

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from engine.errors import InvalidParameter
 from engine.model.container import DeviceMapping, DeviceRequest, HostConfig, ThrottleDevice
 from engine.oci import devices

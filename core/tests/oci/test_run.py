@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+
 from engine import kernel
 from engine.model.container import Config, Container, HostConfig
 from engine.names import new_id

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+
 from engine import kernel
 from engine.errors import Conflict, InvalidParameter, NotFound
 from engine.events import Events

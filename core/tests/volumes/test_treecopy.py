@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 
 import pytest
+
 from engine.volumes.treecopy import copy_up
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+
 from engine.drivers import DriverContext
 from engine.testing.logs import LogConformance
 from engine_log_files.driver import JsonFile, Local, Nothing

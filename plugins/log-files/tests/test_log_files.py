@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from engine.drivers import DriverContext
 from engine.drivers.log import LogDriver, LogEntry, LogQuery, LogTarget
 from engine.errors import InvalidParameter, NotSupported

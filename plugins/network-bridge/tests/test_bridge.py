@@ -14,6 +14,7 @@ from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
 
 import pytest
+
 from engine import kernel
 from engine.drivers import DriverContext
 from engine.drivers.network import Endpoint, Network, PublishedPort, Subnet

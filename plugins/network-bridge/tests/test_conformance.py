@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
+
 from engine.drivers import DriverContext
 from engine.testing.networks import NetworkConformance
 from engine_network_bridge.driver import BridgeDriver

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
+
 from engine.drivers.network import PublishedPort
 from engine.errors import Conflict
 from engine_network_bridge.ports import BindFailed, Binding, HostPorts, PortHolder

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ipaddress import ip_address, ip_network
 
 import pytest
+
 from engine.drivers.network import Network, PublishedPort, Subnet
 from engine.errors import InvalidParameter
 from engine_network_bridge.options import parse

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from engine.drivers import DriverContext
 from engine.testing.runtimes import RuntimeConformance
 from engine_runtime_oci.driver import OciRuntime

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from engine.drivers import DriverContext
 from engine.drivers.log import LogWriter
 from engine.drivers.runtime import Bundle

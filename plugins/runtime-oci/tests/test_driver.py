@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from engine.drivers import DriverContext
+from engine.drivers.cgroups import Cgroup, Layout
 from engine.drivers.runtime import Bundle
 from engine.errors import InvalidParameter, NotSupported, PluginError
 from engine_runtime_oci import engine_runtimes
-from engine_runtime_oci.cgroups import Cgroup, Layout
 from engine_runtime_oci.driver import OciRuntime
 
 FAKE = """#!/bin/sh

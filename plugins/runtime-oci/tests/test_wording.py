@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+
 from engine_runtime_oci.wording import last_error, start_error
 
 CREATE = "failed to create task for container: failed to create shim task: OCI runtime create failed: "

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
-import engine_security_capabilities as capabilities
 import pytest
+
+import engine_security_capabilities as capabilities
 from engine.errors import InvalidParameter
 from engine.model.admission import ContainerRequest
 from engine.model.container import Config, Container, HostConfig

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import json
 
-import engine_security_seccomp as seccomp
 import pytest
+
+import engine_security_seccomp as seccomp
 from engine.errors import InvalidParameter
 from engine.model.admission import ContainerRequest
 from engine.model.container import Config, Container, HostConfig

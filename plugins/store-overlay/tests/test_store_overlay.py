@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
+
 from engine.drivers import DriverContext
 from engine.layers import unpack
 from engine.testing.stores import StoreConformance

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 
 import pytest
+
 from engine.errors import EngineError, InvalidParameter, NotFound
 from engine.testing.volumes import VolumeConformance
 from engine_volume_local.driver import LocalVolumes

@@ -9,7 +9,6 @@ from pathlib import Path
 from engine.drivers import DriverContext
 from engine.drivers.log import LogCursor, LogDriver, LogEntry, LogQuery, LogTarget, LogWriter
 from engine.errors import InvalidParameter, NotSupported
-
 from engine_log_files import reader
 
 __all__ = ["JsonFile", "Local", "Nothing"]

@@ -21,7 +21,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from engine.drivers.log import LogCursor, LogEntry, LogQuery
-
 from engine_log_files.writer import FRAME, FRAME_END
 
 __all__ = ["Follower", "Format", "JsonFormat", "LocalFormat", "files", "read"]

@@ -22,7 +22,6 @@ from engine import kernel
 from engine.drivers import DriverContext
 from engine.drivers.network import Endpoint, Joined, Network, NetworkDriver, PublishedPort
 from engine.errors import Conflict, EngineError, NotFound
-
 from engine_network_bridge import foreign, netlink, rules
 from engine_network_bridge.firewall import Firewall
 from engine_network_bridge.netlink import Netlink

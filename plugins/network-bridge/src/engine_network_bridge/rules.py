@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, ip_address
 
 from engine.drivers.network import Network, PublishedPort
-
 from engine_network_bridge.options import BridgeOptions
 
 __all__ = ["Element", "add", "delete", "network_elements", "port_elements", "table"]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+
 from engine.errors import InvalidParameter
 from engine.platforms import host_platform
 
