@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+
 from engine import kernel
-from engine.drivers import DriverContext
+from engine.drivers import DriverContext, cgroup_stats
+from engine.drivers.cgroups import Cgroup, Layout
 from engine.drivers.runtime import Bundle, Launch, RuntimeDriver, RuntimeInfo
 from engine.errors import EngineError, InvalidParameter, NotSupported, PluginError, Unavailable
-
-from engine_runtime_oci import stats, wording
-from engine_runtime_oci.cgroups import Cgroup, Layout
+from engine_runtime_oci import wording
 
 _SEARCH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _KNOWN = ("runc", "crun")
@@ -272,7 +272,7 @@ class OciRuntime(RuntimeDriver):
 
     def stats(self, bundle: Bundle) -> Mapping[str, Any]:
         """From the cgroups' files."""
-        return stats.measure(self._existing(bundle))
+        return cgroup_stats.measure(self._existing(bundle))
 
     # -- the bundle -----------------------------------------------------------------------------------------
 

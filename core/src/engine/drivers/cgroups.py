@@ -1,7 +1,7 @@
 """A container's cgroups, read and changed directly: v1, v2 and the hybrid of both.
 
 A container has one path (``linux.cgroupsPath``), the same in every hierarchy. Reading and removing accept cgroups that
-are gone.
+are gone. Shared by the runtime drivers, which differ in who makes the cgroups.
 """
 
 from __future__ import annotations
