@@ -512,7 +512,7 @@ def _read_file(path: str, *, required: bool) -> dict[str, Any]:
     try:
         content = msgspec.json.decode(raw.removeprefix(b"\xef\xbb\xbf"))
     except msgspec.DecodeError as error:
-        raise InvalidParameter(f"unable to configure the engine with file {path}: {error}") from None
+        raise InvalidParameter(f"unable to configure the engine with file {path}: invalid JSON: {error}") from None
     if not isinstance(content, dict):
         raise InvalidParameter(f"unable to configure the engine with file {path}: the document must be an object")
     return content
