@@ -9,6 +9,7 @@ ENGINE_TESTS=1 contrib/setup.sh
 command -v docker >/dev/null || DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends docker.io >/dev/null
 python=.venv/bin/python
 $python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt tox
-export TOX_PARALLEL_NO_SPINNER=1
+# pyenv's shims answer only for the versions chosen: choose all we support
+if command -v pyenv >/dev/null; then PYENV_VERSION=$(pyenv versions --bare | grep -E '^3\.1[123]\.' | sort -rV | paste -sd:); export PYENV_VERSION; fi
 $python -m tox run -e lint,type,py311,py312,py313,solo
 exec $python -m tox run -e root,integration
