@@ -176,6 +176,7 @@ class Daemon:
         """Construct every service; nothing runs yet."""
         from engine.containers import Containers
         from engine.containers.execs import Execs
+        from engine.containers.health import HealthChecks
         from engine.events import Events
         from engine.images import Images
         from engine.monitor.client import Launcher
@@ -217,6 +218,8 @@ class Daemon:
             volumes=volumes,
             launcher=launcher,
         )
+        execs = Execs(containers=containers, launcher=launcher)
+        HealthChecks(containers=containers, execs=execs, store=store)
         undo.push_async_callback(images.close)
         images.users = lambda image_id: list(containers.using_image(image_id))
         networks.find = containers.get
@@ -241,7 +244,7 @@ class Daemon:
             networks=networks,
             volumes=volumes,
             containers=containers,
-            execs=Execs(containers=containers, launcher=launcher),
+            execs=execs,
             system=system,
         )
         return services, launcher

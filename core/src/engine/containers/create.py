@@ -248,6 +248,13 @@ def _check_restart(host_config: HostConfig) -> None:
         raise InvalidParameter("can't create 'AutoRemove' container with restart policy")
 
 
+def check_restart_on_health(policy: RestartPolicy, config: Config) -> None:
+    """``on-unhealthy`` needs something that can find the container unhealthy: ``config`` as merged with the image's."""
+    test = config.healthcheck.test if config.healthcheck else None
+    if policy.name == "on-unhealthy" and not (test and test[0] in ("CMD", "CMD-SHELL")):
+        raise InvalidParameter("invalid restart policy: 'on-unhealthy' needs a health check, and there is none")
+
+
 def check_policy(policy: RestartPolicy) -> None:
     """Refuse a restart policy that makes no sense (create and update)."""
     if policy.name and policy.name not in _POLICIES:

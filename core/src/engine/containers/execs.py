@@ -98,6 +98,12 @@ class Execs:
         self._sessions.pop(session.id, None)
         self._of.get(session.container_id, {}).pop(session.id, None)
 
+    def forget(self, exec_id: str) -> None:
+        """Know no more of a session that has ended. Idempotent."""
+        session = self._sessions.get(exec_id)
+        if session is not None:
+            self._forget(session)
+
     def _get(self, exec_id: str) -> _Session:
         session = self._sessions.get(exec_id)
         if session is None:

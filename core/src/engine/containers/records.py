@@ -41,6 +41,7 @@ __all__ = ["ContainerRecords", "Live", "Waiter"]
 log = logging.getLogger(__name__)
 
 KIND = "container"
+HEALTH_KIND = "health"
 
 Waiter: TypeAlias = "asyncio.Future[tuple[int, str]]"
 Entries: TypeAlias = list[dict[str, Any]]  # `list` means something else inside the class
@@ -58,6 +59,7 @@ class Live:
         "removing",
         "restart",
         "tracker",
+        "unhealthy",
         "visitors",
         "waiters",
         "watch",
@@ -72,6 +74,7 @@ class Live:
         self.tracker = RestartTracker(restart_count)
         self.keep = False  # `docker restart` of a --rm container: do not remove it in between
         self.removing = False
+        self.unhealthy = False  # it is being ended because its health check failed
         self.visitors = 0  # transfers that need the root file system mounted
         self.waiters: dict[str, set[Waiter]] = {"next-exit": set(), "not-running": set(), "removed": set()}
         self.pending: list[Callable[[Monitor | None], Awaitable[None]]] = []  # clients attached before the start

@@ -1,7 +1,8 @@
 """Restart policies: whether a container that ended starts again, and after how long.
 
 The rules are Docker's: the wait doubles from 100 ms to a minute and starts over once the container ran for ten
-seconds; ``on-failure`` looks at the exit code and its own count; a container the user stopped stays stopped.
+seconds; ``on-failure`` looks at the exit code and its own count; a container the user stopped stays stopped. Ours is
+``on-unhealthy``: as ``on-failure``, and a container whose health check fails is ended as if it had failed.
 """
 
 from __future__ import annotations
@@ -34,11 +35,13 @@ class RestartTracker:
         self.count = count
         self.delay = 0.0
 
-    def decide(self, policy: RestartPolicy, *, exit_code: int, stopped_by_user: bool, ran_for: float) -> Decision:
-        """What to do after an exit; a decision to restart is counted."""
+    def decide(
+        self, policy: RestartPolicy, *, exit_code: int, stopped_by_user: bool, ran_for: float, unhealthy: bool = False
+    ) -> Decision:
+        """What to do after an exit; a decision to restart is counted. ``unhealthy``: we ended it because it was."""
         if ran_for >= HEALTHY_AFTER:
             self.delay = 0.0
-        if stopped_by_user or not _wants_restart(policy, exit_code, self.count):
+        if stopped_by_user or not _wants_restart(policy, exit_code or int(unhealthy), self.count):
             return Decision(False)
         self.delay = min(self.delay * 2 if self.delay else FIRST_DELAY, LONGEST_DELAY)
         self.count += 1
@@ -56,7 +59,7 @@ def _wants_restart(policy: RestartPolicy, exit_code: int, count: int) -> bool:
     match policy.name:
         case "always" | "unless-stopped":
             return True
-        case "on-failure":
+        case "on-failure" | "on-unhealthy":
             return exit_code != 0 and (policy.maximum_retry_count == 0 or count < policy.maximum_retry_count)
         case _:
             return False

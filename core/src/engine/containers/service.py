@@ -21,7 +21,7 @@ from engine.containers import attach as container_attach
 from engine.containers import create as container_create
 from engine.containers import logs as container_logs
 from engine.containers.reconcile import Reconciler
-from engine.containers.records import KIND, ContainerRecords, Live, Waiter
+from engine.containers.records import HEALTH_KIND, KIND, ContainerRecords, Live, Waiter
 from engine.containers.restart import RestartTracker
 from engine.containers.start import (
     Running,
@@ -98,6 +98,7 @@ class Containers(ContainerRecords):
         parse_security_opts(host_config.security_opt)
         host_config = self._resolve_modes(host_config)
         merged = container_create.merge_image(config, image)
+        container_create.check_restart_on_health(host_config.restart_policy, merged)
         path, args = container_create.command(merged)
         runtime = await self.workers.call(self._choose_runtime, host_config, runs_on)
         log_config = self._log_config(host_config.log_config)
@@ -340,8 +341,13 @@ class Containers(ContainerRecords):
         finished_ns = exit_.finished_ns or time.time_ns()
         ran_for = (finished_ns - parse_rfc3339(state.started_at)) / 10**9
         decision = live.tracker.decide(
-            policy, exit_code=exit_.code, stopped_by_user=state.manually_stopped, ran_for=ran_for
+            policy,
+            exit_code=exit_.code,
+            stopped_by_user=state.manually_stopped,
+            ran_for=ran_for,
+            unhealthy=live.unhealthy,
         )
+        live.unhealthy = False
         ended = msgspec.structs.replace(
             without_attachment(container),
             state=msgspec.structs.replace(
@@ -385,6 +391,24 @@ class Containers(ContainerRecords):
                 log.exception("restarting a container", extra={"container": live.id})
                 failed = self._records[live.id].state
                 live.answer("not-running", failed.exit_code, failed.error)
+
+    def became_unhealthy(self, container_id: str) -> None:
+        """A health check failed for good: end the container if its restart policy is to start it again then."""
+        live, container = self._live[container_id], self._records[container_id]
+        if container.host_config.restart_policy.name == "on-unhealthy" and live.monitor is not None:
+            live.unhealthy = True
+            self.workers.spawn(self._end_unhealthy(live, live.monitor), name=f"unhealthy {live.id[:12]}")
+
+    async def _end_unhealthy(self, live: Live, monitor: Monitor) -> None:
+        container = self._records[live.id]
+        try:
+            await self._signal(container, monitor, container_create.stop_signal(container))
+            timeout = container.config.stop_timeout
+            patience = self.settings.stop_timeout if timeout is None else timeout
+            if not await self._gone(monitor, None if patience < 0 else patience):
+                await self._signal(container, monitor, SIGKILL)
+        except Conflict:
+            pass  # it has ended by itself
 
     async def _auto_remove(self, live: Live) -> None:
         async with live.lock:
@@ -542,7 +566,9 @@ class Containers(ContainerRecords):
         except Exception:
             await self.change_state(live.id, status="dead")
             raise
-        await self._store.commit(Delete(KIND, container.id), Unname(KIND, container.name))
+        await self._store.commit(
+            Delete(KIND, container.id), Delete(HEALTH_KIND, container.id), Unname(KIND, container.name)
+        )
         self.forget(container)
         await self._attach_pending(live, None)
         await self.event(container, "destroy")
@@ -593,7 +619,7 @@ class Containers(ContainerRecords):
             holder = self._names.setdefault(name, live.id)
             if holder != live.id:
                 raise AlreadyExists(f"Error when allocating new name: {_taken(name, holder)}")
-            renamed = self._records[live.id] = msgspec.structs.replace(container, name=name)
+            renamed = self._records[live.id] = self.networks.named(msgspec.structs.replace(container, name=name))
             try:
                 await self._store.commit(
                     Put(KIND, live.id, msgspec.json.encode(renamed)), Name(KIND, name, live.id), Unname(KIND, old)
@@ -603,6 +629,7 @@ class Containers(ContainerRecords):
                 del self._names[name]
                 raise
             del self._names[old]
+            await self.networks.renamed(renamed)
         await self.event(renamed, "rename", oldName=f"/{old}")
 
     def wait(self, ref: str, condition: str = "not-running") -> Waiter:
@@ -694,20 +721,24 @@ class Containers(ContainerRecords):
         live = self._live[self.get(ref).id]
         async with live.lock:
             container = self.get(live.id)
+            files = self.networks.files_now(container)
             settings = await self.networks.connect(network, container, settings)
             await self._save_networks({**container.networks, self.networks.get(network).name: settings}, live)
+            await self.networks.update_files(self.get(live.id), files, self.starter.directory(live.id))
 
     async def disconnect(self, network: str, ref: str, *, force: bool = False) -> None:
         """Take a container off a network."""
         live = self._live[self.get(ref).id]
         async with live.lock:
             container = self.get(live.id)
+            files = self.networks.files_now(container)
             await self.networks.disconnect(network, container, force=force)
             try:
                 name = self.networks.get(network).name
             except NotFound:
                 name = network
             await self._save_networks({k: v for k, v in container.networks.items() if k != name}, live)
+            await self.networks.update_files(self.get(live.id), files, self.starter.directory(live.id))
 
     async def _save_networks(self, networks: dict[str, EndpointSettings], live: Live) -> None:
         container = msgspec.structs.replace(self._records[live.id], networks=networks)
@@ -723,6 +754,7 @@ class Containers(ContainerRecords):
             container_create.check_policy(changes.restart_policy)
         async with live.lock:
             container = self.get(live.id)
+            container_create.check_restart_on_health(changes.restart_policy, container.config)
             if container.state.status in ("removing", "dead"):
                 raise Conflict(
                     f'Cannot update container {live.id}: container is marked for removal and cannot be "update"'
