@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import http.client
+import json
+import os
+import socket
 import time
+import urllib.parse
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from harness import Client, Daemon, wait_for
@@ -90,11 +97,11 @@ def test_no_healthcheck_means_none(docker: Client, name: str) -> None:
     assert docker("ps", "-q", "--filter", "health=none", "--filter", f"name={name}").out
 
 
-def test_health_survives_the_daemon(own_daemon: Callable[..., Daemon], home: object, target: str) -> None:
+def test_health_survives_the_daemon(own_daemon: Callable[..., Daemon], home: Path, target: str) -> None:
     if target == "dockerd":
         pytest.skip("dockerd starts over")
     daemon = own_daemon()
-    client = Client("docker", daemon, home)  # type: ignore[arg-type]
+    client = Client("docker", daemon, home)
     client("run", "-d", "--name", "checked", "--health-interval=1s", "--health-cmd", "true", "bb", "sleep", "99")
     wait_for(lambda: health(client, "checked")["Status"] == "healthy", "health")
     daemon.stop(9)
@@ -104,10 +111,10 @@ def test_health_survives_the_daemon(own_daemon: Callable[..., Daemon], home: obj
     wait_for(lambda: health(client, "checked")["Log"] != checks, "checks to go on")
 
 
-def test_on_unhealthy_restarts_what_fails_its_check(daemon: Daemon, home: object, name: str, target: str) -> None:
+def test_on_unhealthy_restarts_what_fails_its_check(daemon: Daemon, home: Path, name: str, target: str) -> None:
     if target == "dockerd":
         pytest.skip("dockerd does not know it")
-    client = Client("engine", daemon, home)  # type: ignore[arg-type]
+    client = Client("engine", daemon, home)
     refused = client("run", "-d", "--name", name, "--restart", "on-unhealthy", "bb", "true", check=False)
     assert "needs a health check" in refused.err
     client(
@@ -117,3 +124,242 @@ def test_on_unhealthy_restarts_what_fails_its_check(daemon: Daemon, home: object
     wait_for(lambda: client.inspect(name)["RestartCount"] == 2, "two restarts")
     wait_for(lambda: client.inspect(name)["State"]["Status"] == "exited", "the end")
     assert client.inspect(name)["RestartCount"] == 2
+
+
+# -- bad input and faults -------------------------------------------------------------------------------------
+
+
+def request(
+    daemon: Daemon, method: str, path: str, body: bytes = b"", content_type: str = "application/json"
+) -> tuple[int, dict[str, object]]:
+    """One raw request; status and decoded body."""
+    connection = UnixConnection(str(daemon.socket))
+    try:
+        connection.request(method, path, body or None, {"Content-Type": content_type} if body else {})
+        answer = connection.getresponse()
+        data = answer.read()
+        return answer.status, json.loads(data) if data.startswith(b"{") else {}
+    finally:
+        connection.close()
+
+
+class UnixConnection(http.client.HTTPConnection):
+    """HTTP over the daemon's socket."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=30)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(30)
+        self.sock.connect(self._path)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"{",
+        b"[]",
+        b'"x"',
+        b"null",
+        b'{"Image": 7}',
+        b'{"Image":"bb","HostConfig":{"Memory":"lots"}}',
+        b"\xff\xfe",
+        b"{}{",
+    ],
+)
+def test_a_malformed_body_is_refused_as_a_bad_request(daemon: Daemon, body: bytes) -> None:
+    status, answer = request(daemon, "POST", "/containers/create", body)
+
+    assert status == 400
+    assert answer["message"]
+
+
+def test_unknown_fields_are_ignored_and_a_body_that_is_none_is_refused(daemon: Daemon, name: str) -> None:
+    body = json.dumps({"Image": "bb", "Nonsense": {"a": [1]}, "HostConfig": {"Weird": 1}}).encode()
+    assert request(daemon, "POST", f"/containers/create?name={name}", body)[0] == 201
+    assert request(daemon, "POST", "/containers/create", b"Image=bb", "text/plain")[0] in (400, 415)
+
+
+@pytest.mark.parametrize("wrong", ["a/b", "../x", "-x", "x y", "a", "é"])
+def test_names_docker_refuses_are_refused(daemon: Daemon, wrong: str) -> None:
+    path = f"/containers/create?name={urllib.parse.quote(wrong, safe='')}"
+    status, answer = request(daemon, "POST", path, b'{"Image":"bb"}')
+
+    assert status == 400
+    assert "Invalid container name" in str(answer["message"])
+
+
+def test_a_prefix_of_two_ids_is_ambiguous(daemon: Daemon, docker: Client) -> None:
+    made: dict[str, str] = {}
+    twin = ""
+    while not twin:
+        _, answer = request(daemon, "POST", "/containers/create", b'{"Image":"bb","Cmd":["true"]}')
+        identifier = str(answer["Id"])
+        twin = made.get(identifier[0], "")
+        made[identifier[0]] = made.get(identifier[0]) or identifier
+        made[identifier] = identifier
+    try:
+        status, answer = request(daemon, "GET", f"/containers/{twin[0]}/json")
+        assert status in (400, 404)
+        assert "multiple IDs found with provided prefix" in str(answer["message"]) or target_says_none(answer)
+    finally:
+        docker("rm", "-f", *{identifier for key, identifier in made.items() if len(key) == 64})
+
+
+def target_says_none(answer: dict[str, object]) -> bool:
+    """dockerd's other answer to an ambiguous prefix."""
+    return "No such container" in str(answer["message"])
+
+
+def test_of_many_clients_that_want_one_name_exactly_one_wins(daemon: Daemon, name: str) -> None:
+    def create(_: int) -> tuple[int, dict[str, object]]:
+        return request(daemon, "POST", f"/containers/create?name={name}", b'{"Image":"bb","Cmd":["sleep","99"]}')
+
+    with ThreadPoolExecutor(12) as pool:
+        answers = list(pool.map(create, range(12)))
+        assert sorted(status for status, _ in answers) == [201] + [409] * 11
+        winner = next(str(answer["Id"]) for status, answer in answers if status == 201)
+        assert all("already in use by container" in str(a["message"]) for status, a in answers if status == 409)
+
+        starts = list(pool.map(lambda _: request(daemon, "POST", f"/containers/{name}/start")[0], range(12)))
+        assert sorted(starts) == [204] + [304] * 11
+        stops = list(pool.map(lambda _: request(daemon, "POST", f"/containers/{name}/stop?t=0")[0], range(12)))
+        assert set(stops) <= {204, 304}
+        assert 204 in stops
+        removals = list(pool.map(lambda _: request(daemon, "DELETE", f"/containers/{winner}")[0], range(12)))
+        assert removals.count(204) == 1
+        assert set(removals) <= {204, 404, 409}
+
+
+def test_stop_during_start_stops_and_rm_during_stats_ends_them(daemon: Daemon, docker: Client, name: str) -> None:
+    docker("create", "--name", name, "bb", "sleep", "99")
+    with ThreadPoolExecutor(2) as pool:
+        starting = pool.submit(request, daemon, "POST", f"/containers/{name}/start")
+        stopping = pool.submit(request, daemon, "POST", f"/containers/{name}/stop?t=0")
+        assert starting.result()[0] == 204
+        assert stopping.result()[0] in (204, 304)
+    docker("start", name)
+    connection = UnixConnection(str(daemon.socket))
+    connection.request("GET", f"/containers/{name}/stats")
+    answer = connection.getresponse()
+    assert json.loads(answer.readline())["name"] == f"/{name}"
+    docker("rm", "-f", name)
+    answer.read()  # ends
+    connection.close()
+
+
+def test_exec_into_what_does_not_run_says_why(docker: Client, name: str) -> None:
+    docker("run", "-d", "--name", name, "bb", "sleep", "99")
+    docker("pause", name)
+    assert "is paused, unpause the container before exec" in docker("exec", name, "true", check=False).err
+    docker("unpause", name)
+    docker("stop", "-t", "0", name)
+    assert "is not running" in docker("exec", name, "true", check=False).err
+    docker("rm", name)
+    docker("run", "-d", "--name", name, "--restart", "always", "bb", "false")
+    wait_for(lambda: docker.inspect(name)["State"]["Status"] == "restarting", "a restart", 30)
+    refused = docker("exec", name, "true", check=False)
+    assert refused.code != 0
+    assert "is restarting" in refused.err or "is not running" in refused.err
+
+
+def test_clients_that_vanish_or_never_read_do_not_hold_the_container(daemon: Daemon, docker: Client, name: str) -> None:
+    docker(
+        "run",
+        "-d",
+        "-i",
+        "--name",
+        name,
+        "bb",
+        "sh",
+        "-c",
+        "while :; do echo yyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyy; done",
+    )
+    deaf = []
+    for path in (f"/containers/{name}/attach?stream=1&stdout=1&stdin=1", f"/containers/{name}/logs?follow=1&stdout=1"):
+        sock = socket.socket(socket.AF_UNIX)
+        sock.connect(str(daemon.socket))
+        verb = "POST" if "attach" in path else "GET"
+        sock.sendall(
+            f"{verb} {path} HTTP/1.1\r\nHost: d\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n"
+            "Content-Length: 0\r\n\r\n".encode()
+        )
+        deaf.append(sock)  # never read
+    gone = socket.socket(socket.AF_UNIX)
+    gone.connect(str(daemon.socket))
+    gone.sendall(
+        b"POST /containers/create HTTP/1.1\r\nHost: d\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
+    )
+    gone.close()
+
+    size = len(docker("logs", "--tail", "5", name).out)
+    assert size > 0
+    started = time.monotonic()
+    docker("stop", "-t", "0", name)
+    assert time.monotonic() - started < 10
+    for sock in deaf:
+        sock.close()
+
+
+def test_a_runtime_that_crashes_or_hangs_is_reported_and_leaves_nothing(
+    own_daemon: Callable[..., Daemon], home: Path, tmp_path: Path, target: str
+) -> None:
+    if target == "dockerd":
+        pytest.skip("containerd's shim needs a real runtime")
+    crash = tmp_path / "crash"
+    crash.write_text("#!/bin/sh\nkill -SEGV $$\n")
+    crash.chmod(0o755)
+    odd = tmp_path / "odd"
+    odd.write_text(
+        '#!/bin/sh\ncase "$*" in *--version*|*features*) exec runc "$@";; esac\necho "it broke" >&2; exit 7\n'
+    )
+    odd.chmod(0o755)
+    daemon = own_daemon(config={"runtimes": {"crash": {"path": str(crash)}, "odd": {"path": str(odd)}}})
+    client = Client("docker", daemon, home)
+    for runtime in ("crash", "odd"):
+        result = client("run", "--name", runtime, "--runtime", runtime, "bb", "true", check=False)
+        assert result.code in (125, 126, 127), result
+        assert result.err.strip()
+        assert client.inspect(runtime)["State"]["Status"] == "created"
+        client("rm", runtime)
+    assert client("run", "--rm", "bb", "echo", "fine").out == "fine\n"
+
+
+def leftovers(daemon: Daemon) -> dict[str, int]:
+    """What a daemon holds: descriptors, mounts, interfaces, processes, cgroups, directories."""
+    assert daemon.process is not None
+    own = str(daemon.directory)
+    mounts = Path(f"/proc/{daemon.process.pid}/mountinfo").read_text().splitlines()
+    return {
+        "descriptors": len(os.listdir(f"/proc/{daemon.process.pid}/fd")),
+        "mounts": sum(own in line for line in mounts),
+        "interfaces": len(os.listdir(f"/proc/{daemon.process.pid}/net/dev_snmp6")),
+        "children": len(Path(f"/proc/{daemon.process.pid}/task/{daemon.process.pid}/children").read_text().split()),
+        "containers": sum(1 for _ in (daemon.directory / "data" / "containers").iterdir()),
+        "bundles": sum(1 for _ in (daemon.directory / "run").rglob("config.json")),
+    }
+
+
+def test_two_hundred_runs_leave_nothing_behind(daemon: Daemon, target: str) -> None:
+    def cycle(number: int) -> None:
+        command = {"Image": "bb", "Cmd": ["true"], "HostConfig": {"NetworkMode": "none" if number % 10 else "bridge"}}
+        _, made = request(daemon, "POST", "/containers/create", json.dumps(command).encode())
+        assert request(daemon, "POST", f"/containers/{made['Id']}/start")[0] == 204
+        assert request(daemon, "POST", f"/containers/{made['Id']}/wait")[1]["StatusCode"] == 0
+        assert request(daemon, "DELETE", f"/containers/{made['Id']}?v=1")[0] == 204
+
+    if target == "dockerd":
+        pytest.skip("dockerd's own business")
+    for number in range(3):
+        cycle(number)
+    before = leftovers(daemon)
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(cycle, range(200)))
+    wait_for(
+        lambda: all(
+            after <= before[key] + (8 if key == "descriptors" else 0) for key, after in leftovers(daemon).items()
+        ),
+        f"everything to be given back: {before}, {leftovers(daemon)}",
+    )

@@ -31,7 +31,7 @@ from engine.containers.start import (
     without_attachment,
 )
 from engine.containers.views import is_running
-from engine.errors import AlreadyExists, Conflict, EngineError, InvalidParameter, NotFound, NotModified
+from engine.errors import AlreadyExists, Conflict, EngineError, InvalidParameter, NotFound, NotModified, Unavailable
 from engine.model.admission import ContainerRequest
 from engine.model.container import (
     ZERO_TIME,
@@ -401,14 +401,11 @@ class Containers(ContainerRecords):
 
     async def _end_unhealthy(self, live: Live, monitor: Monitor) -> None:
         container = self._records[live.id]
-        try:
-            await self._signal(container, monitor, container_create.stop_signal(container))
-            timeout = container.config.stop_timeout
-            patience = self.settings.stop_timeout if timeout is None else timeout
-            if not await self._gone(monitor, None if patience < 0 else patience):
-                await self._signal(container, monitor, SIGKILL)
-        except Conflict:
-            pass  # it has ended by itself
+        await self._signal(container, monitor, container_create.stop_signal(container))
+        timeout = container.config.stop_timeout
+        patience = self.settings.stop_timeout if timeout is None else timeout
+        if not await self._gone(monitor, None if patience < 0 else patience):
+            await self._signal(container, monitor, SIGKILL)
 
     async def _auto_remove(self, live: Live) -> None:
         async with live.lock:
@@ -465,12 +462,16 @@ class Containers(ContainerRecords):
         live.answer("not-running", container.state.exit_code)
         await self.event(container, "stop")
 
-    async def _signal(self, container: Container, monitor: Monitor, number: int) -> None:
-        """Send a signal; what makes a container end also thaws it."""
-        await monitor.kill(number)
+    async def _signal(self, container: Container, monitor: Monitor, number: int) -> bool:
+        """Send a signal; what makes a container end also thaws it. False when it has ended meanwhile."""
+        try:
+            await monitor.kill(number)
+        except (Conflict, Unavailable):
+            return False
         if container.state.status == "paused" and number in (SIGKILL, container_create.stop_signal(container)):
             await self.workers.call(self._resume, container)
         await self.event(container, "kill", signal=str(number))
+        return True
 
     def _resume(self, container: Container) -> None:
         self.runtime(container).resume(self.starter.bundle(container.id))
@@ -490,7 +491,8 @@ class Containers(ContainerRecords):
             watch, monitor = live.watch, live.monitor
             if monitor is None:
                 return None
-            await self._signal(container, monitor, number)
+            if not await self._signal(container, monitor, number):
+                raise Conflict(f"container {live.id} is not running")
         if number == SIGKILL and await self._gone(monitor, KILL_PATIENCE):
             await settle(watch)
         return None
