@@ -224,6 +224,7 @@ class Daemon:
         images.users = lambda image_id: list(containers.using_image(image_id))
         networks.find = containers.get
         volumes.users = lambda name: _volume_users(containers, name)
+        volumes.images = images
         system = System(
             config=settings,
             workers=workers,

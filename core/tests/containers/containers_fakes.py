@@ -112,7 +112,10 @@ class FakeVolumes:
         self._journal.did("resolve")
         return []
 
-    async def mount(self, container: Any, rootfs: Path) -> list[Any]:
+    def may_need_content(self, container: Any) -> bool:
+        return False
+
+    async def mount(self, container: Any) -> list[Any]:
         self._journal.did("mount_volumes")
         return []
 

@@ -179,8 +179,13 @@ class ContainerRecords:
         return [c for c in self._records.values() if c.state.status in ("running", "paused")]
 
     def using_image(self, image_id: str) -> Sequence[Container]:
-        """The containers made from an image."""
-        return [container for container in self._records.values() if container.image_id == image_id]
+        """The containers made from an image, or with it mounted (``--mount type=image``)."""
+        return [
+            container
+            for container in self._records.values()
+            if container.image_id == image_id
+            or any(mount.type == "image" and mount.source == image_id for mount in container.mounts)
+        ]
 
     def live(self, container_id: str) -> Live:
         """The daemon's side of a container that exists."""

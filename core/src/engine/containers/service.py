@@ -199,6 +199,12 @@ class Containers(ContainerRecords):
             await self.images.create_rootfs(container.id, image, container.host_config.storage_opt or {})
             mounts = await self.volumes.resolve(container.id, container.config, container.host_config, self.get)
             container = msgspec.structs.replace(container, mounts=mounts)
+            if self.volumes.may_need_content(container):
+                rootfs = await self.images.mount_rootfs(container.id)
+                try:
+                    await self.volumes.populate(container, rootfs)
+                finally:
+                    await self.images.unmount_rootfs(container.id)
             await self._store.commit(
                 Put(KIND, container.id, msgspec.json.encode(container)), Name(KIND, container.name, container.id)
             )

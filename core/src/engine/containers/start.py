@@ -185,7 +185,7 @@ class Starter:
 
     async def _files(self, container: Container) -> tuple[Path, Sequence[OciMount]]:
         rootfs = await self._images.mount_rootfs(container.id)
-        return rootfs, await self._volumes.mount(container, rootfs)
+        return rootfs, await self._volumes.mount(container)
 
     async def _undo(self, function: Callable[..., Awaitable[object]], *args: object) -> None:
         """An undo never hides the error that led to it."""
