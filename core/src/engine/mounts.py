@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import posixpath
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from engine.errors import InvalidParameter
@@ -15,9 +16,12 @@ from engine.model.container import BindOptions, Mount, MountPoint, TmpfsOptions,
 
 __all__ = [
     "DEFAULT_PROPAGATION",
+    "IdRange",
     "OciMount",
     "check_destination",
+    "check_id_map",
     "parse_bind",
+    "parse_id_map",
     "parse_mount",
     "parse_tmpfs",
     "parse_volumes_from",
@@ -25,6 +29,12 @@ __all__ = [
 ]
 
 DEFAULT_PROPAGATION = "rprivate"
+
+IdRange = tuple[int, int, int]
+"""(first id on disk, first id as seen through the mount, how many)."""
+
+_ID_RANGE = re.compile(r"(\d{1,10})-(\d{1,10})-([1-9]\d{0,9})")
+_IDS = 0xFFFFFFFF  # the last one is no id
 
 _RW = frozenset(("rw", "ro"))
 _LABELS = frozenset(("z", "Z"))
@@ -200,18 +210,19 @@ def _point(mount: Mount, mode: str) -> MountPoint:
     if check is None:
         raise _bad(mount, "mount type unknown")
     check(mount)
+    check_id_map(mount)
     driver = mount.volume_options.driver_config if mount.volume_options else None
     propagation = ""
     if mount.type == "bind":
         propagation = (mount.bind_options.propagation if mount.bind_options else "") or DEFAULT_PROPAGATION
     return MountPoint(
         type=mount.type,
-        name=mount.source if mount.type == "volume" else "",
+        name=mount.source if mount.type in ("volume", "image") else "",
         source=posixpath.normpath(mount.source) if mount.type == "bind" else "",
         destination=posixpath.normpath(mount.target),
         driver=driver.name if driver else "",
         mode=mode,
-        rw=not mount.read_only,
+        rw=not mount.read_only and mount.type != "image",
         propagation=propagation,
         spec=mount,
     )
@@ -253,7 +264,41 @@ def _check_tmpfs(mount: Mount) -> None:
 
 
 def _check_image(mount: Mount) -> None:
-    raise _bad(mount, "image mounts are not supported by this engine: copy the files into a volume instead")
+    if mount.bind_options is not None:
+        raise _bad(mount, "field BindOptions must not be specified")
+    if mount.volume_options is not None:
+        raise _bad(mount, "field VolumeOptions must not be specified")
+    if not mount.source:
+        raise _bad(mount, "field Source must not be empty")
+    if mount.image_options is not None and not _is_local(mount.image_options.subpath):
+        raise _bad(mount, "subpath must be a relative path within the image")
+
+
+def check_id_map(mount: Mount) -> None:
+    """Refuse an ``idmap`` that is none, or on a mount that cannot have one."""
+    if not mount.id_map:
+        return
+    if mount.type not in ("bind", "volume"):
+        raise _bad(mount, "only binds and volumes can have an idmap")
+    try:
+        parse_id_map(mount.id_map)
+    except InvalidParameter as error:
+        raise _bad(mount, str(error)) from None
+
+
+def parse_id_map(text: str) -> tuple[Sequence[IdRange], Sequence[IdRange]]:
+    """``uids=0-1000-1#1-2000-10;gids=...``: ranges of (id on disk, id seen in the mount, how many), for users and
+    groups; the groups' are the users' when left out. This is the grammar of crun's and podman's ``idmap``."""
+    found: dict[str, Sequence[IdRange]] = {}
+    for part in text.split(";"):
+        key, _, values = part.partition("=")
+        ranges = [_ID_RANGE.fullmatch(value) for value in values.split("#")]
+        if key not in ("uids", "gids") or key in found or not all(ranges):
+            raise InvalidParameter(f"invalid idmap '{text}': it reads uids=DISK-SEEN-COUNT[#...][;gids=...]")
+        found[key] = [(int(match[1]), int(match[2]), int(match[3])) for match in ranges if match]
+    if "uids" not in found or any(seen + count > _IDS for each in found.values() for _, seen, count in each):
+        raise InvalidParameter(f"invalid idmap '{text}': it needs uids, and no id above {_IDS - 1}")
+    return found["uids"], found.get("gids", found["uids"])
 
 
 def _is_local(path: str) -> bool:

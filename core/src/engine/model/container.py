@@ -183,7 +183,7 @@ class ImageOptions(_Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Mount(_Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """``--mount``; ``type`` is bind, volume, tmpfs, image, npipe or cluster."""
+    """``--mount``; ``type`` is bind, volume, tmpfs, image, npipe or cluster. ``id_map`` is ours: other owners inside."""
 
     type: str = ""
     source: str = ""
@@ -195,6 +195,7 @@ class Mount(_Struct, frozen=True, kw_only=True, omit_defaults=True):
     tmpfs_options: TmpfsOptions | None = None
     image_options: ImageOptions | None = None
     cluster_options: dict[str, Any] | None = None
+    id_map: str = field(default="", name="IDMap")
 
 
 class HostConfig(_Struct, frozen=True, kw_only=True):

@@ -7,31 +7,29 @@ there yet, so what they will use is *reserved* in memory from `resolve` until `r
 from __future__ import annotations
 
 import logging
-import os
-import posixpath
-import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 from msgspec.structs import replace
 
-from engine import kernel, mounts
 from engine.errors import Conflict, EngineError, InvalidParameter, NotFound
-from engine.model.container import ZERO_TIME, Config, Container, HostConfig, MountPoint, VolumeOptions
+from engine.model.container import Config, Container, HostConfig, MountPoint, VolumeOptions
 from engine.model.filters import Filters
 from engine.model.volume import ANONYMOUS_LABEL, VolumeRecord
 from engine.mounts import OciMount
 from engine.names import is_id, new_id
 from engine.store import Delete, Put
-from engine.volumes.treecopy import copy_up
+from engine.volumes.attach import Attacher
+from engine.volumes.plan import check_tmpfs, plan
 from engine.workers import KeyedLocks, Workers
 
 if TYPE_CHECKING:
     from engine.events import Events
+    from engine.model.image import Image
+    from engine.platforms import Platform
     from engine.plugins import Plugins
     from engine.store import Store
 
@@ -44,16 +42,38 @@ _KIND = "volume"
 _LONG = 600.0  # seconds for calls whose length depends on how much data a volume holds
 _LIST_FILTERS = frozenset(("dangling", "driver", "label", "name"))
 _PRUNE_FILTERS = frozenset(("all", "label", "label!"))
-_KEPT_FLAGS = ((os.ST_NOSUID, "nosuid"), (os.ST_NODEV, "nodev"), (os.ST_NOEXEC, "noexec"))
-_MOUNTINFO_OCTAL = re.compile(rb"\\([0-7]{3})")
+
+
+class ImageRoots(Protocol):
+    """What mounts of type image need of `engine.images.Images`: root file systems with keys of our own."""
+
+    def get(self, reference: str, platform: Platform | None = None) -> Image:
+        """`NotFound` when there is none."""
+
+    async def create_rootfs(self, container_id: str, image: Image | None, options: Mapping[str, str]) -> None:
+        """Make one over an image."""
+
+    async def mount_rootfs(self, container_id: str) -> Path:
+        """Mount it; idempotent."""
+
+    async def unmount_rootfs(self, container_id: str) -> None:
+        """Unmount it; idempotent."""
+
+    async def remove_rootfs(self, container_id: str) -> None:
+        """Delete it; idempotent."""
+
+    def rootfs_ids(self) -> Sequence[str]:
+        """The keys of all there are."""
 
 
 class Volumes:
     """The volume service. ``state`` is a directory of its own that need not survive a reboot; ``data_root`` the
     engine's own data, whose mounts must not get stuck in containers that bind a directory around it.
 
-    ``users`` gives the ids of the containers that use a volume; the daemon sets it.
+    ``users`` gives the ids of the containers that use a volume, ``images`` the image service; the daemon sets both.
     """
+
+    images: ImageRoots
 
     def __init__(
         self,
@@ -70,11 +90,10 @@ class Volumes:
         self._events = events
         self._workers = workers
         self._plugins = plugins
-        self._state = state
+        self._attacher = Attacher(plugins, state)
         self._data_root = data_root
         self._records: dict[str, VolumeRecord] = {}
         self._reserved: dict[str, dict[str, bool]] = {}  # container id -> volume name -> made for it
-        self._mounted: set[str] = set()
         self._locks = KeyedLocks()
         self._pruning = False
 
@@ -220,26 +239,40 @@ class Volumes:
         sources win: volumes-from, binds, mounts; anonymous volumes fill what is left. Nothing stays when it raises.
         """
         if not (host_config.binds or host_config.mounts or host_config.volumes_from or config.volumes):
-            _check_tmpfs(host_config)
+            check_tmpfs(host_config)
             return []
-        points = await self._workers.call(_plan, config, host_config, others, self._data_root)
+        points = await self._workers.call(plan, config, host_config, others, self._data_root)
         try:
-            return [await self._materialise(container_id, point) for point in points]
+            return [await self._materialise(container_id, index, point) for index, point in enumerate(points)]
         except BaseException:
             await self._abandon(container_id)
             raise
 
-    async def mount(self, container: Container, rootfs: Path) -> Sequence[OciMount]:
-        """At start: make everything ready and return it for the OCI spec.
+    def may_need_content(self, container: Container) -> bool:
+        """Whether `populate` could have anything to do."""
+        return any(
+            point.type == "volume" and not (point.spec.volume_options and point.spec.volume_options.no_copy)
+            for point in container.mounts
+        )
 
-        On the container's first start an empty volume gets what its image has at that place (unless ``nocopy``).
-        """
+    async def populate(self, container: Container, rootfs: Path) -> None:
+        """At create, as dockerd: an empty volume gets what the image has at its place (unless ``nocopy``)."""
+        async with AsyncExitStack() as held:
+            await self._hold(held, container)
+            await self._workers.call(self._attacher.populate, container, rootfs, deadline=_LONG)
+
+    async def mount(self, container: Container) -> Sequence[OciMount]:
+        """At start: make everything ready and return it for the OCI spec."""
         if not container.mounts:
             return []
         async with AsyncExitStack() as held:
             await self._hold(held, container)
-            self._mounted.add(container.id)
-            ready = await self._workers.call(self._mount_all, container, rootfs, deadline=_LONG)
+            roots = {
+                index: await self.images.mount_rootfs(_root_key(container.id, index))
+                for index, point in enumerate(container.mounts)
+                if point.type == "image"
+            }
+            ready = await self._workers.call(self._attacher.mount, container, roots, deadline=_LONG)
         for point in container.mounts:
             if point.type == "volume":
                 attributes = {
@@ -254,13 +287,14 @@ class Volumes:
 
     async def unmount(self, container: Container) -> None:
         """At exit. Idempotent; goes through all mounts and raises the first error afterwards."""
-        if not container.mounts:
+        was_mounted = self._attacher.mounted(container.id)
+        if not (container.mounts or was_mounted):
             return
-        was_mounted = container.id in self._mounted
         async with AsyncExitStack() as held:
             await self._hold(held, container)
-            await self._workers.call(self._unmount_all, container)
-            self._mounted.discard(container.id)
+            await self._workers.call(self._attacher.unmount, container)
+            for key in self._roots(container.id):
+                await self.images.unmount_rootfs(key)
         if was_mounted:
             for point in container.mounts:
                 if point.type == "volume":
@@ -270,6 +304,7 @@ class Volumes:
     async def release(self, container: Container, *, anonymous: bool) -> None:
         """At rm: the container lets go; with ``anonymous`` its unnamed volumes go too, unless others use them."""
         self._reserved.pop(container.id, None)
+        await self._remove_roots(container.id)
         if not anonymous:
             return
         for point in container.mounts:
@@ -282,6 +317,7 @@ class Volumes:
 
     async def _abandon(self, container_id: str) -> None:
         """`resolve` failed half-way: let go of everything and remove the volumes made by it."""
+        await self._remove_roots(container_id)
         for name, made in self._reserved.pop(container_id, {}).items():
             if made:
                 with suppress(Conflict, NotFound):
@@ -369,8 +405,24 @@ class Volumes:
         except EngineError:
             return -1
 
-    async def _materialise(self, container_id: str, point: MountPoint) -> MountPoint:
-        """Give a planned mount point its volume."""
+    def _roots(self, container_id: str) -> Sequence[str]:
+        """The root file systems made for mounts of type image; asked of the image service, which survives crashes."""
+        prefix = _root_key(container_id, "")
+        return [key for key in self.images.rootfs_ids() if key.startswith(prefix)]
+
+    async def _remove_roots(self, container_id: str) -> None:
+        for key in self._roots(container_id):
+            await self.images.remove_rootfs(key)
+
+    async def _materialise(self, container_id: str, index: int, point: MountPoint) -> MountPoint:
+        """Give a planned mount point its volume or its image's root file system."""
+        if point.type == "image":
+            try:
+                image = self.images.get(point.spec.source)
+            except NotFound as error:  # not 404: the docker CLI would pull the container's own image
+                raise InvalidParameter(str(error)) from None
+            await self.images.create_rootfs(_root_key(container_id, index), image, {})
+            return replace(point, source=image.id, spec=replace(point.spec, source=image.id))
         if point.type != "volume":
             return point
         options = point.spec.volume_options or VolumeOptions()
@@ -388,83 +440,6 @@ class Volumes:
         for name in sorted({point.name for point in container.mounts if point.type == "volume"}):
             await held.enter_async_context(self._locks(name))
 
-    def _mount_all(self, container: Container, rootfs: Path) -> Sequence[OciMount]:
-        return [self._mount_one(container, index, point, rootfs) for index, point in enumerate(container.mounts)]
-
-    def _mount_one(self, container: Container, index: int, point: MountPoint, rootfs: Path) -> OciMount:
-        if point.type == "tmpfs":
-            words = mounts.tmpfs_options(point.spec.tmpfs_options, point.spec.read_only)
-            return mounts.parse_tmpfs(point.destination, words)
-        if point.type == "bind":
-            _prepare_bind_source(point)
-            return OciMount(point.destination, "bind", point.source, _bind_options(point, point.source))
-        try:
-            source = self._plugins.volume(point.driver).mount(point.name, container.id)
-        except NotFound:
-            raise
-        except EngineError as error:
-            raise type(error)(f"error while mounting volume '{point.source}': {error}") from None
-        options = point.spec.volume_options or VolumeOptions()
-        if options.subpath:
-            source = self._bind_subpath(source, options.subpath, self._state / container.id / str(index))
-        elif not options.no_copy and container.state.started_at == ZERO_TIME:
-            copy_up(rootfs, point.destination, source)
-        return OciMount(point.destination, "bind", str(source), _bind_options(point, source))
-
-    def _bind_subpath(self, source: Path, subpath: str, target: Path) -> Path:
-        """Pin a place inside a volume by mounting it: whoever can write the volume cannot swap it for a link later."""
-        root = os.open(source, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            found = kernel.openat2(
-                root, subpath, os.O_PATH, resolve=kernel.RESOLVE_IN_ROOT | kernel.RESOLVE_NO_MAGICLINKS
-            )
-        except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise InvalidParameter(f"cannot access path {source / subpath}: {reason}") from None
-        finally:
-            os.close(root)
-        try:
-            target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            here = f"/proc/self/fd/{found}"
-            if os.path.isdir(here):
-                target.mkdir(exist_ok=True)
-            else:
-                target.touch()
-            kernel.mount(here, target, flags=kernel.MS_BIND | kernel.MS_REC)
-        finally:
-            os.close(found)
-        return target
-
-    def _unmount_all(self, container: Container) -> None:
-        errors: list[EngineError] = []
-        self._unbind_subpaths(container)
-        for point in container.mounts:
-            if point.type == "volume":
-                try:
-                    self._plugins.volume(point.driver).unmount(point.name, container.id)
-                except NotFound:
-                    continue  # the volume or its driver is gone
-                except EngineError as error:
-                    errors.append(error)
-        if errors:
-            raise errors[0]
-
-    def _unbind_subpaths(self, container: Container) -> None:
-        directory = self._state / container.id
-        try:
-            names = os.listdir(directory)
-        except FileNotFoundError:
-            return
-        for name in names:
-            path = directory / name
-            with suppress(OSError):  # EINVAL: not mounted any more
-                kernel.umount(path, kernel.MNT_DETACH | kernel.UMOUNT_NOFOLLOW)
-            if path.is_dir():
-                path.rmdir()
-            else:
-                path.unlink()
-        directory.rmdir()
-
 
 def _put(record: VolumeRecord) -> Put:
     return Put(_KIND, record.name, msgspec.json.encode(record))
@@ -475,130 +450,5 @@ def _any_label(filters: Filters, labels: Mapping[str, str]) -> bool:
     return any(Filters({"label": [wanted]}).labels(labels) for wanted in filters["label!"])
 
 
-def _check_tmpfs(host_config: HostConfig) -> None:
-    for destination, options in (host_config.tmpfs or {}).items():
-        mounts.parse_tmpfs(destination, options)
-
-
-def _plan(
-    config: Config, host_config: HostConfig, others: Callable[[str], Container], data_root: Path
-) -> list[MountPoint]:
-    """All mount points, volumes not made yet. Looks at the host for the sources of ``--mount type=bind``."""
-    _check_tmpfs(host_config)
-    tmpfs = {posixpath.normpath(destination) for destination in host_config.tmpfs or {}}
-    points: dict[str, MountPoint] = {}
-    for text in host_config.volumes_from or ():
-        reference, mode = mounts.parse_volumes_from(text)
-        writable = "ro" not in mode.split(",")
-        try:
-            donor = others(reference)
-        except NotFound as error:
-            # Not 404: the docker CLI takes that for a missing image and pulls.
-            raise InvalidParameter(str(error)) from None
-        for point in donor.mounts:
-            points[point.destination] = _borrowed(point, writable)
-    asked: set[str] = set()
-    requested = [mounts.parse_bind(text, host_config.volume_driver) for text in host_config.binds or ()]
-    requested += [mounts.parse_mount(mount) for mount in host_config.mounts or ()]
-    for point in requested:
-        if point.destination in asked or point.destination in tmpfs:
-            raise InvalidParameter(f"Duplicate mount point: {point.destination}")
-        asked.add(point.destination)
-        points[point.destination] = _slave_around(point, data_root)
-    for path in config.volumes or {}:
-        mounts.check_destination(path)
-        destination = posixpath.normpath(path)
-        if destination not in points and destination not in tmpfs:
-            points[destination] = MountPoint(type="volume", destination=destination, driver=host_config.volume_driver)
-    return list(points.values())
-
-
-def _explicit_propagation(point: MountPoint) -> str:
-    return point.spec.bind_options.propagation if point.spec.bind_options else ""
-
-
-def _slave_around(point: MountPoint, data_root: Path) -> MountPoint:
-    """A bind that contains the engine's data follows our unmounts (rslave), as in dockerd: a private copy would keep
-    the root file systems of other containers busy."""
-    if point.type != "bind" or _explicit_propagation(point):
-        return point
-    source = Path(point.source)
-    if data_root.is_relative_to(source) or source.is_relative_to(data_root):
-        return replace(point, propagation="rslave")
-    return point
-
-
-def _borrowed(point: MountPoint, writable: bool) -> MountPoint:
-    """A mount of another container (``--volumes-from``): never copied into, read-only if either side says so."""
-    options = point.spec.volume_options or VolumeOptions()
-    spec = replace(point.spec, volume_options=replace(options, no_copy=True)) if point.type == "volume" else point.spec
-    return replace(point, rw=point.rw and writable, mode="", spec=spec)
-
-
-def _prepare_bind_source(point: MountPoint) -> None:
-    """``-v`` makes the missing directory (`mounts.parse_bind` asks for it); ``--mount`` wants it to be there."""
-    if not os.path.lexists(point.source):
-        options = point.spec.bind_options
-        if not (options and options.create_mountpoint):
-            raise InvalidParameter(
-                f'invalid mount config for type "bind": bind source path does not exist: {point.source}'
-            )
-        try:
-            os.makedirs(point.source, 0o755, exist_ok=True)
-        except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise InvalidParameter(
-                f"error while creating mount source path '{point.source}': mkdir {point.source}: {reason}"
-            ) from None
-
-
-def _propagation(point: MountPoint) -> str:
-    """The propagation to ask the runtime for. What the user asked for must be possible: the mount that holds the
-    source must be shared (or a slave). What we chose ourselves falls back to the default."""
-    wanted = {"shared": (b"shared:",), "slave": (b"shared:", b"master:")}.get(point.propagation.removeprefix("r"))
-    if wanted is None:
-        return point.propagation
-    place, optional = _mount_of(point.source)
-    if any(word.startswith(wanted) for word in optional):
-        return point.propagation
-    if not _explicit_propagation(point):
-        return mounts.DEFAULT_PROPAGATION
-    kind = "shared mount" if len(wanted) == 1 else "shared or slave mount"
-    raise InvalidParameter(f"path {point.source} is mounted on {place} but it is not a {kind}")
-
-
-def _mount_of(source: str) -> tuple[str, Sequence[bytes]]:
-    """Where the mount that holds ``source`` is, and the optional fields of its line in mountinfo."""
-    path = os.fsencode(os.path.realpath(source))
-    best, optional = b"", [b""]
-    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
-        words = line.partition(b" - ")[0].split(b" ")
-        place = _MOUNTINFO_OCTAL.sub(lambda match: bytes((int(match[1], 8),)), words[4])
-        if (path == place or path.startswith(place.rstrip(b"/") + b"/")) and len(place) >= len(best):
-            best, optional = place, words[6:]
-    return os.fsdecode(best), optional
-
-
-def _bind_options(point: MountPoint, source: str | Path) -> tuple[str, ...]:
-    """Read-only holds for everything mounted below, too, where the kernel can do that (rro, Linux 5.12).
-
-    What the mount of the source forbids stays forbidden: runc keeps those flags by itself, crun 1.8 clears them.
-    """
-    options = point.spec.bind_options
-    words = ["bind" if options and options.non_recursive else "rbind"]
-    flags = os.statvfs(source).f_flag
-    words += [word for flag, word in _KEPT_FLAGS if flags & flag]
-    if point.rw:
-        words += ["ro"] if flags & os.ST_RDONLY else []
-    else:
-        shallow = options and options.read_only_non_recursive
-        words.append("ro" if shallow or not _recursive_read_only() else "rro")
-    if point.propagation:
-        words.append(_propagation(point))
-    return tuple(words)
-
-
-@cache
-def _recursive_read_only() -> bool:
-    major, minor = os.uname().release.split(".")[:2]
-    return (int(major), int("".join(filter(str.isdigit, minor)) or 0)) >= (5, 12)
+def _root_key(container_id: str, index: int | str) -> str:
+    return f"{container_id}-mount{index}"

@@ -14,11 +14,20 @@ from pathlib import Path
 
 from engine import kernel
 
-__all__ = ["copy_up"]
+__all__ = ["copy_tree", "copy_up", "holds_directory"]
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CHUNK = 1 << 30
 _NO_COPY_RANGE = frozenset((errno.EXDEV, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS))
+
+
+def holds_directory(rootfs: Path, path: str) -> bool:
+    """Whether ``path``, resolved inside ``rootfs``, is a directory."""
+    source = _open_inside(rootfs, path)
+    if source is None:
+        return False
+    os.close(source)
+    return True
 
 
 def copy_up(rootfs: Path, path: str, target: Path) -> bool:
@@ -26,33 +35,56 @@ def copy_up(rootfs: Path, path: str, target: Path) -> bool:
 
     ``path`` is resolved inside ``rootfs``; nothing happens when it is no directory there.
     """
-    root = os.open(rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        source = kernel.openat2(
-            root, path, os.O_RDONLY | os.O_DIRECTORY, resolve=kernel.RESOLVE_IN_ROOT | kernel.RESOLVE_NO_MAGICLINKS
-        )
-    except (FileNotFoundError, NotADirectoryError):
+    source = _open_inside(rootfs, path)
+    if source is None:
         return False
-    finally:
-        os.close(root)
     try:
         destination = os.open(target, _DIRECTORY)
         try:
             with os.scandir(destination) as entries:
                 if next(entries, None) is not None:
                     return False
-            links: dict[tuple[int, int], tuple[int, str]] = {}
-            try:
-                _copy_directory(source, destination, links)
-            finally:
-                for directory, _ in links.values():
-                    os.close(directory)
-            kernel.syncfs(destination)
+            _copy(source, destination)
         finally:
             os.close(destination)
     finally:
         os.close(source)
     return True
+
+
+def copy_tree(source: Path, target: Path) -> None:
+    """Copy all of the directory ``source`` into the empty directory ``target``, sharing blocks where possible."""
+    read = os.open(source, _DIRECTORY)
+    try:
+        write = os.open(target, _DIRECTORY)
+        try:
+            _copy(read, write)
+        finally:
+            os.close(write)
+    finally:
+        os.close(read)
+
+
+def _open_inside(rootfs: Path, path: str) -> int | None:
+    root = os.open(rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return kernel.openat2(
+            root, path, os.O_RDONLY | os.O_DIRECTORY, resolve=kernel.RESOLVE_IN_ROOT | kernel.RESOLVE_NO_MAGICLINKS
+        )
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    finally:
+        os.close(root)
+
+
+def _copy(source: int, target: int) -> None:
+    links: dict[tuple[int, int], tuple[int, str]] = {}
+    try:
+        _copy_directory(source, target, links)
+    finally:
+        for directory, _ in links.values():
+            os.close(directory)
+    kernel.syncfs(target)
 
 
 def _copy_directory(source: int, target: int, links: dict[tuple[int, int], tuple[int, str]]) -> None:
