@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
-import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -13,7 +12,7 @@ CHECK = """
 import importlib, pkgutil, sys
 package = importlib.import_module(sys.argv[1])
 for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
-    if not module.name.startswith("engine.testing"):
+    if not module.name.startswith("engine.testing") and not module.name.endswith(".__main__"):
         importlib.import_module(module.name)
 """
 
@@ -25,10 +24,11 @@ def main() -> int:
     for member in members:
         package = "engine" if member.name == "core" else "engine_" + member.name.replace("-", "_")
         with tempfile.TemporaryDirectory() as directory:
-            venv.create(directory, with_pip=True)
             python = f"{directory}/bin/python"
             wanted = [str(member)] if member.name == "core" else [str(ROOT / "core"), str(member)]
-            install = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check", *wanted]
+            uv = [sys.executable, "-m", "uv"]
+            subprocess.check_call([*uv, "venv", "-q", "--allow-existing", "--python", sys.executable, directory])
+            install = [*uv, "pip", "install", "-q", "--python", python, *wanted]
             ok = subprocess.call(install) == 0 and subprocess.call([python, "-W", "error", "-c", CHECK, package]) == 0
         sys.stdout.write(f"{'ok    ' if ok else 'FAILED'} {package}\n")
         if not ok:

@@ -9,7 +9,9 @@ ENGINE_TESTS=1 contrib/setup.sh
 command -v docker >/dev/null || DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends docker.io >/dev/null
 python=.venv/bin/python
 $python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt tox
-# pyenv's shims answer only for the versions chosen: choose all we support
-if command -v pyenv >/dev/null; then PYENV_VERSION=$(pyenv versions --bare | grep -E '^3\.1[123]\.' | sort -rV | paste -sd:); export PYENV_VERSION; fi
+# pyenv's shims answer only for the versions it is told: show tox the interpreters themselves
+if command -v pyenv >/dev/null; then
+    for directory in "$(pyenv root)"/versions/3.1[123].*/bin; do [ -d "$directory" ] && PATH="$directory:$PATH"; done
+fi
 $python -m tox run -e lint,type,py311,py312,py313,solo
 exec $python -m tox run -e root,integration
