@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 PLUGINS = sorted(path for path in (ROOT / "plugins").iterdir() if (path / "pyproject.toml").exists())
 MEMBERS = [ROOT / "core", *PLUGINS]
 SOURCES = sorted(path for member in MEMBERS for path in (member / "src").rglob("*.py"))
-CONTRACTS = {"errors", "kernel", "layers", "model", "names", "platforms", "drivers", "hookspecs", "remote", "testing"}
+CONTRACTS = set("errors kernel layers model names netlink platforms drivers hookspecs remote testing".split())
 
 
 def project(member: Path) -> dict[str, object]:

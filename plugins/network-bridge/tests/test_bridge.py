@@ -19,10 +19,10 @@ from engine import kernel
 from engine.drivers import DriverContext
 from engine.drivers.network import Endpoint, Network, PublishedPort, Subnet
 from engine.errors import Conflict
+from engine.netlink import Netlink
 from engine.networks import sandbox
 from engine.testing.networks import link_up
 from engine_network_bridge.driver import BridgeDriver
-from engine_network_bridge.netlink import Netlink
 
 pytestmark = pytest.mark.root
 

@@ -327,6 +327,7 @@ def without_attachment(container: Container) -> Container:
         "ipv6_gateway": "",
         "global_ipv6_address": "",
         "global_ipv6_prefix_len": 0,
+        "mac_address": "",  # one that was asked for is among the driver's options, and in the configuration
     }
     return msgspec.structs.replace(
         container,

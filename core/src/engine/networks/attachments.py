@@ -10,7 +10,7 @@ import fcntl
 import logging
 import socket
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +19,9 @@ from engine import kernel
 from engine.drivers.network import Endpoint, Joined, Network, NetworkDriver, PublishedPort
 from engine.errors import Conflict, EngineError
 from engine.networks import sandbox
+from engine.networks.dns import Description, Resolver, describe
 
-__all__ = ["Live", "Plug", "add", "detach", "disconnect", "restorable", "set_up"]
+__all__ = ["Live", "Plug", "add", "detach", "disconnect", "names_of", "restorable", "set_up"]
 
 _SIOCGIFHWADDR = 0x8927
 
@@ -29,7 +30,8 @@ _log = logging.getLogger(__name__)
 
 @dataclass(slots=True, kw_only=True)
 class Plug:
-    """One endpoint of a running container. ``routes``: it can be the way out, and carry published ports.
+    """One endpoint of a running container. ``routes``: it can be the way out. ``names`` are what others on the network
+    find it by, ``links`` its own words for others; without names there is no name resolution on this network.
 
     ``interface`` is empty for a container taken over from an earlier daemon, until somebody needs it (`_interfaces`).
     """
@@ -39,15 +41,24 @@ class Plug:
     driver: NetworkDriver
     endpoint: Endpoint
     routes: bool
+    priority: int = 0
+    names: tuple[str, ...] = ()
+    links: Mapping[str, str] = field(default_factory=dict)
     interface: str = ""
     joined: Joined | None = None
+
+    @property
+    def rank(self) -> tuple[bool, int, str]:
+        """What puts the endpoints of a container in order: the smallest is its gateway."""
+        return not self.routes, -self.priority, self.name
 
 
 @dataclass(slots=True, kw_only=True)
 class Live:
     """What a running container has: its sandbox (no ``path``: the host's), its endpoints, the gateway's first.
 
-    ``wanted`` are the ports to publish, ``published`` those that are, through the first plug that routes.
+    ``wanted`` are the ports to publish, ``published`` those that are, through the first plug that routes. ``servers``
+    are the nameservers the user asked for, ``ndots`` whether the user wants dots in names for servers outside.
     """
 
     container_id: str
@@ -58,6 +69,8 @@ class Live:
     wanted: tuple[PublishedPort, ...] = ()
     published: tuple[PublishedPort, ...] = ()
     publisher: Plug | None = None
+    servers: tuple[str, ...] = ()
+    ndots: bool = False
 
     @property
     def gateway(self) -> Plug | None:
@@ -65,30 +78,68 @@ class Live:
         return next((plug for plug in self.plugs if plug.routes), None)
 
 
-def set_up(live: Live) -> None:
+def set_up(live: Live, resolver: Resolver) -> None:
     """Make the sandbox, connect every endpoint in order (the gateway's route is the first), publish; or nothing."""
     with ExitStack() as undo:
-        undo.callback(detach, live)
+        undo.callback(detach, live, resolver)
         if live.path is not None:
             sandbox.create(live.path)
         for plug in live.plugs:
             _connect(live, plug)
         _publish(live)
+        if (description := names_of(live)) is not None:
+            resolver.update({live.sandbox_id: description})
         undo.pop_all()
 
 
-def add(live: Live, plug: Plug) -> None:
-    """Connect one more endpoint to a running container, under the first free of ``eth0``, ``eth1``...; or nothing."""
+def names_of(live: Live) -> Description | None:
+    """What the resolver is told; None for a container that needs none, as on the default networks alone."""
+    named = [plug for plug in live.plugs if plug.names]
+    if live.path is None or not named:
+        return None
+    endpoints = [
+        {
+            "network": plug.network.id,
+            "suffix": plug.network.name,
+            "names": plug.names,
+            "addresses": [str(a.ip) for a in (plug.endpoint.ipv4, plug.endpoint.ipv6) if a is not None],
+            "links": plug.links,
+        }
+        for plug in named
+    ]
+    return describe(live.path, endpoints, servers=live.servers, forward=live.gateway is not None, ndots=live.ndots)
+
+
+def add(live: Live, plug: Plug, resolver: Resolver) -> None:
+    """Connect one more endpoint to a running container, under the first free of ``eth0``, ``eth1``...; or nothing.
+
+    When the new one outranks the gateway, the default route and the published ports move to it.
+    """
     if live.path is not None:
         used = _interfaces(live)
         plug.interface = next(name for number in range(len(used) + 1) if (name := f"eth{number}") not in used)
+    before = live.gateway
     _connect(live, plug)
     live.plugs.append(plug)
+    live.plugs.sort(key=lambda each: each.rank)
     try:
+        if before is not None and live.gateway is plug:
+            _unpublish(live)
+            _route_through(live, plug)
         _publish(live)
+        if (description := names_of(live)) is not None:
+            resolver.update({live.sandbox_id: description})
     except BaseException:
-        disconnect(live, plug)
+        disconnect(live, plug, resolver)
         raise
+
+
+def _route_through(live: Live, gateway: Plug) -> None:
+    """Put the default route on ``gateway``: joining again is harmless, and sets the route that is missing then."""
+    if live.path is not None and "sandbox" in gateway.driver.capabilities:
+        _interfaces(live)
+        kernel.in_namespace(live.path, sandbox.drop_default_routes)
+        gateway.driver.join(gateway.network, gateway.endpoint, live.path, interface=gateway.interface)
 
 
 def _connect(live: Live, plug: Plug) -> None:
@@ -117,31 +168,36 @@ def _publish(live: Live) -> None:
     live.publisher = gateway
 
 
-def disconnect(live: Live, plug: Plug) -> None:
+def _unpublish(live: Live) -> None:
+    if live.publisher is not None:
+        _try(live.publisher.driver.unpublish, live.publisher.network.id, live.publisher.endpoint.id)
+        live.publisher, live.published = None, ()
+
+
+def disconnect(live: Live, plug: Plug, resolver: Resolver) -> None:
     """Take one endpoint out of a running sandbox; ports and the default route move to the next one that routes."""
     was_gateway = live.gateway is plug
     if live.publisher is plug:
-        _try(plug.driver.unpublish, plug.network.id, plug.endpoint.id)
-        live.publisher, live.published = None, ()
+        _unpublish(live)
     if live.path is not None and plug.joined is not None:
         _try(plug.driver.leave, plug.network.id, plug.endpoint.id, live.path)
     _try(plug.driver.delete_endpoint, plug.network.id, plug.endpoint.id)
     if plug in live.plugs:
         live.plugs.remove(plug)
+    if plug.names:
+        _try(resolver.update, {live.sandbox_id: names_of(live)})
     gateway = live.gateway
     if was_gateway and gateway is not None and live.path is not None:
-        # joining again is harmless, and sets the default route that is missing now
-        _interfaces(live)
-        gateway.driver.join(gateway.network, gateway.endpoint, live.path, interface=gateway.interface)
+        _route_through(live, gateway)
         _publish(live)
 
 
-def detach(live: Live) -> None:
+def detach(live: Live, resolver: Resolver) -> None:
     """Release everything, each step whatever became of the others. The sandbox goes before its endpoints: the kernel
     then removes their interfaces in the background, where a deletion here would wait tens of milliseconds."""
-    if live.publisher is not None:
-        _try(live.publisher.driver.unpublish, live.publisher.network.id, live.publisher.endpoint.id)
-        live.publisher, live.published = None, ()
+    _unpublish(live)
+    if any(plug.names for plug in live.plugs):  # its sockets would keep the sandbox
+        _try(resolver.update, {live.sandbox_id: None})
     if live.path is not None:
         _try(sandbox.delete, live.path)
     for plug in live.plugs:

@@ -1,7 +1,7 @@
 """The files that tell a container about its networks - hosts, resolv.conf, hostname - as text; reads only the host's.
 
-On user-defined networks names will be answered by the engine's own DNS server at 127.0.0.11: `resolv_conf` is where
-it plugs in (its address replaces the nameservers, which become its upstreams).
+On user-defined networks names are answered by the engine's own DNS server: its address replaces the nameservers, which
+become the servers it forwards to.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import ipaddress
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-__all__ = ["hosts", "resolv_conf"]
+__all__ = ["edited", "hosts", "resolv_conf"]
 
 _LOCAL_HOSTS = """\
 127.0.0.1\tlocalhost
@@ -51,6 +51,7 @@ def resolv_conf(
     options: Sequence[str] = (),
     ipv6: bool = False,
     host_network: bool = False,
+    resolver: str = "",
     etc: Path = Path("/etc/resolv.conf"),
     systemd: Path = Path("/run/systemd/resolve/resolv.conf"),
 ) -> str:
@@ -58,7 +59,8 @@ def resolv_conf(
 
     Nameservers on loopback are the host's alone and left out (not with ``host_network``), so are IPv6 ones for a
     container without IPv6; systemd's stub is replaced by the servers behind it. Without any left, Google's, as Docker.
-    ``search`` of ``["."]`` means none.
+    ``search`` of ``["."]`` means none. ``resolver`` is the address of the engine's own server, which wants to see
+    single labels first (``ndots:0``, unless the user says otherwise) and whose servers are told in a comment.
     """
     text = _read(etc)
     found = _parse(text)
@@ -76,9 +78,23 @@ def resolv_conf(
         found["search"] = [] if list(search) == ["."] else list(search)
     if options:
         found["options"] = list(options)
+    comment = ""
+    if resolver:
+        comment = f"\n# ExtServers: [{' '.join(servers) or 'the host, as in its ' + str(etc)}]\n"
+        found["nameserver"] = [resolver]
+        if not any(option.startswith("ndots:") for option in found["options"]):
+            found["options"].append("ndots:0")
     lines = [f"nameserver {server}\n" for server in found["nameserver"]]
     lines += [f"{key} {' '.join(found[key])}\n" for key in ("search", "options") if found[key]]
-    return "".join(lines)
+    return "".join(lines) + comment
+
+
+def edited(current: str, before: str, after: str) -> str:
+    """``current``, a hosts file that was ``before`` when we wrote it, with the changes from there to ``after``: lines a
+    user added stay."""
+    old, new = before.splitlines(), after.splitlines()
+    kept = [line for line in current.splitlines() if line in new or line not in old]
+    return "".join(f"{line}\n" for line in [*kept, *(line for line in new if line not in kept)])
 
 
 def _read(path: Path) -> str:

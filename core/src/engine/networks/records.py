@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import socket
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from engine.model.network import IPAM, IPAMConfig, NetworkRecord
 from engine.names import find_by_prefix, new_id
 from engine.networks import ipam
 from engine.networks.attachments import Live, Plug
+from engine.networks.dns import Resolver
 from engine.store import Delete, Name, NameTaken, Put, Unname
 from engine.timestamps import now, parse_rfc3339, parse_timestamp
 
@@ -78,6 +80,8 @@ class NetworkRecords:
         self._names: dict[str, str] = {}
         self._live: dict[str, Live] = {}
         self._drivers: dict[str, NetworkDriver] = {}
+        self._resolver = Resolver(config.state / "names")
+        self._watched: socket.socket | None = None
         self._members: dict[str, dict[str, Plug]] = {}  # network id -> container id -> its endpoint
 
     # -- default networks ------------------------------------------------------------------------------------

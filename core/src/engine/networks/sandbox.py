@@ -15,10 +15,10 @@ import threading
 from collections.abc import Collection
 from pathlib import Path
 
-from engine import kernel
+from engine import kernel, netlink
 from engine.errors import EngineError
 
-__all__ = ["create", "delete", "exists", "sweep"]
+__all__ = ["create", "delete", "drop_default_routes", "exists", "sweep"]
 
 _SIOCSIFFLAGS = 0x8914
 _IFF_UP = 1
@@ -65,6 +65,14 @@ def delete(path: Path) -> None:
         if error.errno not in (errno.EINVAL, errno.ENOENT):  # not mounted, or not there
             raise
     path.unlink(missing_ok=True)
+
+
+def drop_default_routes() -> None:
+    """Remove all default routes of the calling thread's network namespace."""
+    with netlink.Netlink() as inside:
+        for version in (4, 6):
+            while inside.try_request(netlink.delete_default_route(version)) == [None]:
+                pass  # there may be several
 
 
 def sweep(directory: Path, keep: Collection[str]) -> list[str]:

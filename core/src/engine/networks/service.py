@@ -8,6 +8,7 @@ In a running container's ``networks`` the first endpoint that has a way out is i
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import logging
 import socket
@@ -29,7 +30,7 @@ from engine.model.container import Config as ContainerConfig
 from engine.model.container import Container, HostConfig, PortBinding
 from engine.model.network import EndpointIPAMConfig, EndpointSettings, NetworkRecord
 from engine.names import new_id
-from engine.networks import attachments, files, ipam, ports, sandbox
+from engine.networks import attachments, dns, files, ipam, ports, sandbox
 from engine.networks.attachments import Live, Plug
 from engine.networks.records import KIND, PREDEFINED, NetworkCreate, NetworkRecords, for_driver
 
@@ -71,6 +72,12 @@ class Networks(NetworkRecords):
         for swept in await self._workers.call(sandbox.sweep, self.sandboxes, keep):
             _log.info("removed a left-over sandbox", extra={"sandbox": swept})
         await self._restore_drivers()
+        served = {live.sandbox_id: text for live in self._live.values() if (text := attachments.names_of(live))}
+        try:
+            await self._workers.call(self._resolver.restore, served)
+        except EngineError:
+            _log.exception("names of running containers are not resolved")
+        self._watch_resolver()
         await self._make_defaults(avoid)
 
     def _reserve_pools(self, record: NetworkRecord) -> None:
@@ -83,10 +90,7 @@ class Networks(NetworkRecords):
         if not container.sandbox_id:
             return
         path = Path(container.sandbox_key) if container.sandbox_key else None
-        live = Live(
-            container_id=container.id, container_name=container.name, sandbox_id=container.sandbox_id, path=path
-        )
-        live.wanted = tuple(ports.plan(container.config, container.host_config))
+        live = self._new(container, container.sandbox_id, path)
         for name, settings in container.networks.items():
             record = self._records.get(settings.network_id)
             if record is None or not settings.endpoint_id:
@@ -99,9 +103,11 @@ class Networks(NetworkRecords):
             for address in (settings.ip_address, settings.global_ipv6_address):
                 if address:
                     self._ipam.claim(record.id, address)
-            plug = self._plug(name, record, driver, _recorded_endpoint(container.id, record.id, settings))
+            endpoint = _recorded_endpoint(container.id, record.id, settings)
+            plug = self._plug(name, record, driver, endpoint, container, settings)
             plug.joined = None if path is None else _recorded_join(plug, settings)
             live.plugs.append(plug)
+        live.plugs.sort(key=lambda plug: plug.rank)
         live.published = ports.from_record(container.ports)
         live.publisher = live.gateway if live.published else None
         self._enlist(live)
@@ -211,11 +217,12 @@ class Networks(NetworkRecords):
         live = await self._allocate(container)
         self._enlist(live)
         try:
-            await self._workers.call(attachments.set_up, live)
+            await self._workers.call(attachments.set_up, live, self._resolver)
         except BaseException:  # also a cancellation, which may come after everything was set up
-            await self._workers.call(attachments.detach, live)
+            await self._workers.call(attachments.detach, live, self._resolver)
             self._release(live)
             raise
+        self._watch_resolver()
         for plug in live.plugs:
             await self._event(self._records[plug.network.id], "connect", container=container.id)
         attachment = self.attachment(container)
@@ -249,13 +256,7 @@ class Networks(NetworkRecords):
     async def _allocate(self, container: Container) -> Live:
         """Decide everything about the container's endpoints: addresses, names, order; nothing in the kernel yet."""
         sandbox_id = new_id()
-        live = Live(
-            container_id=container.id,
-            container_name=container.name,
-            sandbox_id=sandbox_id,
-            path=self.sandboxes / sandbox_id,
-            wanted=tuple(ports.plan(container.config, container.host_config)),
-        )
+        live = self._new(container, sandbox_id, self.sandboxes / sandbox_id)
         names = {} if container.config.network_disabled else container.networks
         records = {name: self._record_for(name, settings) for name, settings in names.items()}
         drivers = {name: await self._driver(record) for name, record in records.items()}
@@ -264,12 +265,11 @@ class Networks(NetworkRecords):
         try:
             for name, record in records.items():
                 endpoint = self._endpoint(container, record, names[name])
-                live.plugs.append(self._plug(name, record, drivers[name], endpoint))
+                live.plugs.append(self._plug(name, record, drivers[name], endpoint, container, names[name]))
         except BaseException:
             self._free_addresses(live.plugs)
             raise
-        priorities = {name: settings.gw_priority for name, settings in names.items()}
-        live.plugs.sort(key=lambda plug: (not plug.routes, -priorities[plug.name], plug.name))
+        live.plugs.sort(key=lambda plug: plug.rank)
         for number, plug in enumerate(live.plugs):
             plug.interface = f"eth{number}"
         return live
@@ -301,14 +301,39 @@ class Networks(NetworkRecords):
             options=options,
         )
 
+    def _new(self, container: Container, sandbox_id: str, path: Path | None) -> Live:
+        host_config, config = container.host_config, self._config
+        options = host_config.dns_options or config.dns_opts
+        return Live(
+            container_id=container.id,
+            container_name=container.name,
+            sandbox_id=sandbox_id,
+            path=path,
+            wanted=tuple(ports.plan(container.config, host_config)),
+            servers=tuple(host_config.dns or config.dns),
+            ndots=any(option.startswith("ndots:") and option != "ndots:0" for option in options),
+        )
+
     @staticmethod
-    def _plug(name: str, record: NetworkRecord, driver: NetworkDriver, endpoint: Endpoint) -> Plug:
+    def _plug(
+        name: str,
+        record: NetworkRecord,
+        driver: NetworkDriver,
+        endpoint: Endpoint,
+        container: Container,
+        settings: EndpointSettings,
+    ) -> Plug:
+        leads_out = "publish" in driver.capabilities or ("sandbox" in driver.capabilities and bool(record.ipam.config))
+        named = name not in PREDEFINED
         return Plug(
             name=name,
             network=for_driver(record),
             driver=driver,
             endpoint=endpoint,
-            routes="publish" in driver.capabilities and not record.internal,
+            routes=leads_out and not record.internal,
+            priority=settings.gw_priority,
+            names=tuple(_dns_names(container, settings)) if named else (),
+            links=_aliases(settings.links or ()) if named else {},
         )
 
     def _settings(self, container: Container, plug: Plug) -> EndpointSettings:
@@ -335,7 +360,7 @@ class Networks(NetworkRecords):
         if live is None:
             return
         try:
-            await self._workers.call(attachments.detach, live)
+            await self._workers.call(attachments.detach, live, self._resolver)
         except EngineError:
             _log.exception("a container's network is released only in part", extra={"container": container.id})
         self._release(live)
@@ -397,14 +422,15 @@ class Networks(NetworkRecords):
             raise Forbidden(f"endpoint with name {container.name} already exists in network {record.name}")
         driver = await self._driver(record)
         endpoint = self._endpoint(container, record, settings)
-        plug = self._plug(record.name, record, driver, endpoint)
+        plug = self._plug(record.name, record, driver, endpoint, container, settings)
         self._members.setdefault(record.id, {})[container.id] = plug
         try:
-            await self._workers.call(attachments.add, live, plug)
+            await self._workers.call(attachments.add, live, plug, self._resolver)
         except BaseException:
             self._leave_members(container.id, plug)
             self._free_addresses([plug])
             raise
+        self._watch_resolver()
         await self._event(record, "connect", container=container.id)
         return self._settings(
             msgspec.structs.replace(container, networks={**container.networks, record.name: settings}), plug
@@ -428,13 +454,70 @@ class Networks(NetworkRecords):
                 raise EngineError(f"container {container.id} is not connected to network {record.name}")
             return
         try:
-            await self._workers.call(attachments.disconnect, live, plug)
+            await self._workers.call(attachments.disconnect, live, plug, self._resolver)
         finally:
             self._leave_members(container.id, plug)
             self._free_addresses([plug])
         await self._event(record, "disconnect", container=container.id)
 
+    # -- names -----------------------------------------------------------------------------------------------
+
+    def named(self, container: Container) -> Container:
+        """``container`` with the names that follow from its (new) own one."""
+        networks = {
+            name: msgspec.structs.replace(settings, dns_names=_dns_names(container, settings))
+            if settings.dns_names
+            else settings
+            for name, settings in container.networks.items()
+        }
+        return msgspec.structs.replace(container, networks=networks)
+
+    async def renamed(self, container: Container) -> None:
+        """A container has another name: others find it by that one from now on."""
+        live = self._live.get(container.id)
+        if live is None:
+            return
+        live.container_name = container.name
+        for plug in live.plugs:
+            if plug.names:
+                plug.names = tuple(_dns_names(container, container.networks.get(plug.name, EndpointSettings())))
+        if (description := attachments.names_of(live)) is not None:
+            await self._workers.call(self._resolver.update, {live.sandbox_id: description})
+
+    def _watch_resolver(self) -> None:
+        """Have the resolver's process started again should somebody end it."""
+        if self._watched is not None:
+            return
+        watched = self._watched = self._resolver.watch()
+        if watched is None:
+            return
+        loop = asyncio.get_running_loop()
+
+        def ended() -> None:
+            loop.remove_reader(watched)
+            watched.close()
+            self._watched = None
+            self._workers.spawn(self._revive_resolver(), name="revive the resolver")
+
+        loop.add_reader(watched, ended)
+
+    async def _revive_resolver(self) -> None:
+        await self._workers.call(self._resolver.revive)
+        self._watch_resolver()
+
     # -- files -----------------------------------------------------------------------------------------------
+
+    def files_now(self, container: Container) -> dict[str, bytes] | None:
+        """`files` of a running container with a network of its own, to hand to `update_files` after a change."""
+        attachment = self.attachment(container)
+        return None if attachment is None else self.files(container, attachment)
+
+    async def update_files(self, container: Container, before: dict[str, bytes] | None, directory: Path) -> None:
+        """Bring the files in ``directory``, mounted into the container, in line with its networks. What a user changed
+        in them is kept; a resolv.conf that a user changed is left alone."""
+        after = self.files_now(container)
+        if before is not None and after is not None and after != before:
+            await self._workers.call(_rewrite, directory, before, after)
 
     def files(self, container: Container, attachment: Attachment) -> dict[str, bytes]:
         """``hosts``, ``resolv.conf`` and ``hostname`` of a starting container; one that shares another's network gets
@@ -470,6 +553,7 @@ class Networks(NetworkRecords):
             options=host_config.dns_options or config.dns_opts,
             ipv6=ipv6,
             host_network=host,
+            resolver=dns.ADDRESS if any(name not in PREDEFINED for name in attachment.networks) else "",
         )
         return {"hosts": hosts.encode(), "resolv.conf": resolv.encode(), "hostname": f"{hostname}\n".encode()}
 
@@ -495,6 +579,8 @@ class Networks(NetworkRecords):
     def _links(self, container: Container) -> list[tuple[str, str]]:
         """``--link`` on the default bridge: the other's address under the alias, its host name and its name."""
         found = []
+        if container.host_config.network_mode not in ("default", "bridge", ""):
+            return []  # its networks have links of their own, by name
         for link in container.host_config.links or ():
             ref, _, alias = link.rpartition(":") if ":" in link else (link, "", link)
             other = self.find(ref.strip("/").split("/")[-1])
@@ -535,6 +621,25 @@ def _dns_names(container: Container, settings: EndpointSettings) -> list[str]:
     """The names other containers of a user-defined network find this one by."""
     names = (container.name, *(settings.aliases or ()), container.id[:12], container.config.hostname)
     return [name for name in dict.fromkeys(names) if name]
+
+
+def _aliases(links: Sequence[str]) -> dict[str, str]:
+    """``--link name:alias`` as alias -> name."""
+    found = {}
+    for link in links:
+        name, _, alias = link.rpartition(":") if ":" in link else (link, "", link)
+        found[alias.strip("/").split("/")[-1]] = name.strip("/").split("/")[-1]
+    return found
+
+
+def _rewrite(directory: Path, before: Mapping[str, bytes], after: Mapping[str, bytes]) -> None:
+    """In place: the files are mounted into the container, a new file would not be seen there."""
+    hosts, resolv = directory / "hosts", directory / "resolv.conf"
+    if before["hosts"] != after["hosts"]:
+        text = files.edited(hosts.read_text(errors="replace"), before["hosts"].decode(), after["hosts"].decode())
+        hosts.write_text(text)
+    if before["resolv.conf"] != after["resolv.conf"] and resolv.read_bytes() == before["resolv.conf"]:
+        resolv.write_bytes(after["resolv.conf"])
 
 
 def _check_address(text: str, version: int) -> None:

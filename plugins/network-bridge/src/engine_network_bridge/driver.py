@@ -18,13 +18,13 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Interface, ip_interface
 from pathlib import Path
 
-from engine import kernel
+from engine import kernel, netlink
 from engine.drivers import DriverContext
 from engine.drivers.network import Endpoint, Joined, Network, NetworkDriver, PublishedPort
 from engine.errors import Conflict, EngineError, NotFound
-from engine_network_bridge import foreign, netlink, rules
+from engine.netlink import Netlink
+from engine_network_bridge import foreign, rules
 from engine_network_bridge.firewall import Firewall
-from engine_network_bridge.netlink import Netlink
 from engine_network_bridge.options import BRIDGE_NAME, DEFAULT_BRIDGE, BridgeOptions, parse
 from engine_network_bridge.ports import HostPorts, PortHolder
 

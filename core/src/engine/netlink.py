@@ -1,4 +1,4 @@
-"""Route netlink, as much as a bridge driver needs: messages packed by hand, several in one send.
+"""Route netlink, as much as network drivers need: messages packed by hand, several in one send.
 
 A message is built by a function below and given to `Netlink.request`, which sends all of them in one system call
 (the kernel handles them in order) and reads their acknowledgements. Attribute layouts are the kernel's
@@ -19,16 +19,17 @@ __all__ = ["Link", "Message", "Netlink"]
 
 _NEWLINK, _DELLINK, _GETLINK, _SETLINK = 16, 17, 18, 19
 _NEWADDR, _DELADDR = 20, 21
-_NEWROUTE, _GETROUTE = 24, 26
+_NEWROUTE, _DELROUTE, _GETROUTE = 24, 25, 26
 _REQUEST, _ACK, _DUMP, _EXCL, _CREATE, _REPLACE = 0x1, 0x4, 0x300, 0x200, 0x400, 0x100
 _ERROR, _DONE = 2, 3
 _SOL_NETLINK, _NETLINK_CAP_ACK, _NETLINK_EXT_ACK, _NETLINK_GET_STRICT_CHK = 270, 10, 11, 12
 _NESTED = 0x8000
 
-_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER, _IFLA_LINKINFO = 1, 3, 4, 10, 18
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER, _IFLA_LINKINFO = 1, 3, 4, 5, 10, 18
 _IFLA_IFALIAS, _IFLA_NET_NS_FD = 20, 28
 _INFO_KIND, _INFO_DATA, _INFO_SLAVE_KIND, _INFO_SLAVE_DATA = 1, 2, 4, 5
 _VETH_INFO_PEER = 1
+_VLAN_ID, _MACVLAN_MODE, _IPVLAN_MODE, _IPVLAN_FLAGS = 1, 1, 1, 2
 _BRPORT_MODE, _BRPORT_ISOLATED = 4, 33
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST, _IFA_FLAGS = 1, 2, 4, 8
 _IFA_F_NODAD = 0x02
@@ -82,6 +83,10 @@ def _text(kind: int, text: str) -> bytes:
 
 def _number(kind: int, number: int) -> bytes:
     return _attribute(kind, struct.pack("=I", number))
+
+
+def _short(kind: int, number: int) -> bytes:
+    return _attribute(kind, struct.pack("=H", number))
 
 
 def _mac(mac: str) -> bytes:
@@ -172,6 +177,48 @@ def add_default_route(index: int, gateway: Address) -> Message:
     body = _RTMSG.pack(family, 0, 0, 0, 254, 3, 0, 1, 0)  # table main, protocol boot, scope universe, unicast
     body += _attribute(_RTA_GATEWAY, gateway.packed) + _number(_RTA_OIF, index)
     return Message(_NEWROUTE, _CREATE | _EXCL, body)
+
+
+def add_device_route(index: int, version: int) -> Message:
+    """A default route without a gateway: everything is on this link; EEXIST when there is a default route."""
+    family = socket.AF_INET6 if version == 6 else socket.AF_INET
+    body = _RTMSG.pack(family, 0, 0, 0, 254, 3, 253, 1, 0)  # as above, but scope link
+    return Message(_NEWROUTE, _CREATE | _EXCL, body + _number(_RTA_OIF, index))
+
+
+def delete_default_route(version: int) -> Message:
+    """Remove a default route; ESRCH when there is none."""
+    family = socket.AF_INET6 if version == 6 else socket.AF_INET
+    return Message(_DELROUTE, 0, _RTMSG.pack(family, 0, 0, 0, 254, 0, 255, 0, 0))
+
+
+def add_vlan(name: str, parent: int, number: int) -> Message:
+    """Create an 802.1Q sub-interface of the link ``parent``, still down."""
+    info = _nested(_IFLA_LINKINFO, _text(_INFO_KIND, "vlan"), _nested(_INFO_DATA, _short(_VLAN_ID, number)))
+    return Message(_NEWLINK, _CREATE | _EXCL, _link() + _text(_IFLA_IFNAME, name) + _number(_IFLA_LINK, parent) + info)
+
+
+def add_dummy(name: str) -> Message:
+    """Create a link that leads nowhere, still down."""
+    info = _nested(_IFLA_LINKINFO, _text(_INFO_KIND, "dummy"))
+    return Message(_NEWLINK, _CREATE | _EXCL, _link() + _text(_IFLA_IFNAME, name) + info)
+
+
+def add_macvlan(name: str, parent: int, *, mode: int, mac: str, namespace: int, mtu: int = 0) -> Message:
+    """Create a macvlan link of ``parent``, down, in the namespace open at ``namespace``; ``mode`` is MACVLAN_MODE_*."""
+    info = _nested(_IFLA_LINKINFO, _text(_INFO_KIND, "macvlan"), _nested(_INFO_DATA, _number(_MACVLAN_MODE, mode)))
+    return _child(name, parent, namespace, mtu, _attribute(_IFLA_ADDRESS, _mac(mac)) + info)
+
+
+def add_ipvlan(name: str, parent: int, *, mode: int, flags: int, namespace: int, mtu: int = 0) -> Message:
+    """Create an ipvlan link of ``parent``, down, in the namespace open at ``namespace``; IPVLAN_MODE_*, IPVLAN_F_*."""
+    data = _nested(_INFO_DATA, _short(_IPVLAN_MODE, mode), _short(_IPVLAN_FLAGS, flags))
+    return _child(name, parent, namespace, mtu, _nested(_IFLA_LINKINFO, _text(_INFO_KIND, "ipvlan"), data))
+
+
+def _child(name: str, parent: int, namespace: int, mtu: int, rest: bytes) -> Message:
+    body = _link() + _text(_IFLA_IFNAME, name) + _number(_IFLA_LINK, parent) + _number(_IFLA_NET_NS_FD, namespace)
+    return Message(_NEWLINK, _CREATE | _EXCL, body + (_number(_IFLA_MTU, mtu) if mtu else b"") + rest)
 
 
 class Netlink:
