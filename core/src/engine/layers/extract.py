@@ -40,6 +40,8 @@ _OPAQUE = b".wh..wh..opq"
 _SPECIAL = b".wh..wh."
 _XATTRS = ("user.", "security.", "system.posix_acl_")
 _TIME_LIMIT = 1 << 62
+_NO_NAMES = frozenset((b"", b".", b".."))
+_OPEN_DIRECTORIES = 64
 
 
 class Extractor:
@@ -58,9 +60,10 @@ class Extractor:
         self._root = root
         self._apply = whiteouts == "apply"
         self._ours: set[bytes] = set()  # with "apply": paths of this layer, which its own whiteouts spare
-        self._parent: bytes | None = None
-        self._parent_fd = -1
-        self._late: dict[bytes, Entry] = {}  # directories whose times and special bits come last
+        self._directories: dict[bytes, int] = {}  # open parents by path
+        self._last: tuple[bytes, bytes, int] | None = None  # of the last entry: parent as written, its path, descriptor
+        self._retired: list[int] = []  # descriptors that may still be in use until the next entry
+        self._late: dict[bytes, tuple[Entry, bool]] = {}  # directories (made new?): times and special bits come last
         self._owner = (os.geteuid(), os.getegid())
 
     def extract(self, stream: Stream) -> None:
@@ -75,16 +78,24 @@ class Extractor:
             self._finish()
         finally:
             os.umask(old_umask)
-            self._forget_parent()
+            self._retire()
+            self._close_retired()
 
     # -- one entry ------------------------------------------------------------------------------------------
 
     def _one(self, entry: Entry, stream: Stream) -> None:
+        if self._last is not None:  # most entries follow one of the same directory
+            head, _, name = entry.name.rpartition(b"/")
+            written, parent, directory = self._last
+            if head == written and name not in _NO_NAMES and not name.startswith(_PREFIX):
+                self._place(entry, name, parent + b"/" + name if parent else name, directory, stream)
+                return
+        self._close_retired()
         parts = _components(entry.name)
         if not parts:
             if entry.kind != DIRECTORY:
                 raise InvalidParameter(f"invalid tar header: {_show(entry.name)} names the root")
-            self._late[b""] = entry
+            self._late[b""] = (entry, False)
             return
         name = parts[-1]
         path = b"/".join(parts)
@@ -94,6 +105,11 @@ class Extractor:
         if any(part.startswith(_SPECIAL) for part in parts):
             return  # aufs's own bookkeeping in very old images
         directory = self._open_parent(parts[:-1])
+        head, _, last = entry.name.rpartition(b"/")
+        self._last = (head, b"/".join(parts[:-1]), directory) if last == name else None
+        self._place(entry, name, path, directory, stream)
+
+    def _place(self, entry: Entry, name: bytes, path: bytes, directory: int, stream: Stream) -> None:
         if self._apply:
             self._ours.add(path)
         if entry.kind == DIRECTORY:
@@ -103,21 +119,23 @@ class Extractor:
             try:
                 self._node(entry, name, directory, stream)
             except FileExistsError:
-                self._remove(name, directory)
+                self._remove(name, directory, path)
                 self._node(entry, name, directory, stream)
         self.inodes += 1
 
     def _directory(self, entry: Entry, name: bytes, path: bytes, directory: int) -> None:
+        fresh = True
         try:
             os.mkdir(name, entry.mode & 0o1777, dir_fd=directory)
         except FileExistsError:
+            fresh = False
             status = os.stat(name, dir_fd=directory, follow_symlinks=False)
             if not stat.S_ISDIR(status.st_mode):
-                self._remove(name, directory)
+                self._remove(name, directory, path)
                 os.mkdir(name, entry.mode & 0o1777, dir_fd=directory)
                 if stat.S_ISCHR(status.st_mode) and status.st_rdev == 0:
                     self.opaque.add(path)  # the layer removed a directory and made a new one
-        self._late[path] = entry
+        self._late[path] = (entry, fresh)
 
     def _node(self, entry: Entry, name: bytes, directory: int, stream: Stream) -> None:
         kind = entry.kind
@@ -178,15 +196,19 @@ class Extractor:
     def _finish(self) -> None:
         """Attributes of directories: what is made in a directory must not see its set-gid bit or default ACL, nor
         touch its time."""
-        for path, entry in self._late.items():
+        for path, (entry, fresh) in self._late.items():
             try:
                 fd = self._open(path.split(b"/") if path else [])
             except (FileNotFoundError, NotADirectoryError):
                 continue  # replaced through another name of its parent
             try:
-                os.fchown(fd, entry.uid, entry.gid)
-                os.fchmod(fd, entry.mode)
-                _set_xattrs(fd, entry)
+                owned = fresh and not self._apply and (entry.uid, entry.gid) == self._owner
+                if not owned:
+                    os.fchown(fd, entry.uid, entry.gid)
+                if not owned or entry.mode & 0o6000:
+                    os.fchmod(fd, entry.mode)
+                if entry.xattrs:
+                    _set_xattrs(fd, entry)
                 when = _time(entry)
                 os.utime(fd, ns=(when, when))
             except OSError as error:
@@ -232,7 +254,7 @@ class Extractor:
         """Remove what the parent layers have at ``path``, sparing what this layer put there."""
         inside = path + b"/"
         if path not in self._ours and not any(ours.startswith(inside) for ours in self._ours):
-            self._remove(name, directory)
+            self._remove(name, directory, path)
             return
         try:
             fd = os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=directory)
@@ -247,15 +269,17 @@ class Extractor:
 
     def _open_parent(self, parts: list[bytes]) -> int:
         path = b"/".join(parts)
-        if path != self._parent:
-            self._forget_parent()
+        fd = self._directories.get(path)
+        if fd is None:
+            if len(self._directories) >= _OPEN_DIRECTORIES:
+                self._retire()
             try:
-                self._parent_fd = self._open(parts)
+                fd = self._open(parts)
             except FileNotFoundError:
                 self._make_parents(parts)
-                self._parent_fd = self._open(parts)
-            self._parent = path
-        return self._parent_fd
+                fd = self._open(parts)
+            self._directories[path] = fd
+        return fd
 
     def _open(self, parts: list[bytes]) -> int:
         return kernel.openat2(self._root, b"/".join(parts) or b".", _DIRECTORY, resolve=_RESOLVE)
@@ -275,20 +299,24 @@ class Extractor:
             finally:
                 os.close(directory)
 
-    def _remove(self, name: bytes, directory: int) -> None:
+    def _remove(self, name: bytes, directory: int, path: bytes) -> None:
         remove_tree(name, directory)
-        # cached parents and remembered directories may have gone with it; what is left of them is found again
-        path = (self._parent + b"/" if self._parent else b"") + name
+        # open parents and remembered directories may have gone with it, under any name: what is left is found again
+        self._retire()
         inside = path + b"/"
         for known in [known for known in self._late if known == path or known.startswith(inside)]:
             del self._late[known]
         self.opaque = {known for known in self.opaque if known != path and not known.startswith(inside)}
 
-    def _forget_parent(self) -> None:
-        if self._parent_fd >= 0:
-            os.close(self._parent_fd)
-        self._parent_fd = -1
-        self._parent = None
+    def _retire(self) -> None:
+        self._retired += self._directories.values()
+        self._directories.clear()
+        self._last = None
+
+    def _close_retired(self) -> None:
+        for fd in self._retired:
+            os.close(fd)
+        self._retired.clear()
 
 
 def _components(name: bytes) -> list[bytes]:

@@ -3,15 +3,21 @@
     layers/<hex of the chain id>/   diff/ and layer.json; never written again once it has this name
     rootfs/<container id>/          rootfs.json and what the store keeps there
     staging/                        half-made things: whatever is here at start goes
+    unpacking/                      half-made layers, likewise
     trash/                          removed things, deleted in the background
 
 A thing is made in ``staging`` and renamed when it is complete and on disk; it is removed by renaming it to ``trash``.
+Layers are made in a folder of their own because of ext4, which passes over inodes deleted within the last minutes one by
+one when it looks for a free one: after removing an image every file of the next took 400 us to create instead of 25. A
+"top directory" has its children spread over the disk, away from what was just deleted.
 """
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
+import sys
 import threading
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,6 +37,11 @@ from engine.layers.unpack import Unpacked
 __all__ = ["FolderStore", "Layer", "Rootfs", "directory"]
 
 log = logging.getLogger(__name__)
+
+_STAGING = "staging"
+_UNPACKING = "unpacking"
+_GET_FLAGS, _SET_FLAGS = 0x80086601, 0x40086602  # FS_IOC_GETFLAGS, FS_IOC_SETFLAGS
+_TOP_DIRECTORY = 0x00020000
 
 
 class Layer(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,15 +78,16 @@ class FolderStore(ImageStoreDriver):
     def __init__(self, context: DriverContext) -> None:
         super().__init__(context)
         self._trash = _Trash(context.root / "trash")
-        for name in ("layers", "rootfs", "staging"):
+        for name in ("layers", "rootfs", _STAGING, _UNPACKING):
             (context.root / name).mkdir(mode=0o700, exist_ok=True)
+        _spread(context.root / _UNPACKING)
         self._layers = self._load()
 
     def commit_layer(self, chain_id: str, parent: str | None, source: LayerSource) -> LayerUsage:
         """See `ImageStoreDriver.commit_layer`."""
         known = self._layers.get(chain_id)
         if known is None:
-            with self._staged() as stage:
+            with self._staged(_UNPACKING) as stage:
                 (stage / "diff").mkdir(mode=0o755)
                 os.chmod(stage / "diff", 0o755)  # noqa: S103 - the root of a file system, whatever our umask is
                 with directory(stage / "diff") as diff:
@@ -170,9 +182,9 @@ class FolderStore(ImageStoreDriver):
             raise NotFound(f"no root file system for container {container_id}") from None
 
     @contextmanager
-    def _staged(self) -> Iterator[Path]:
+    def _staged(self, place: str = _STAGING) -> Iterator[Path]:
         """A new folder in ``staging``; what the block has not renamed away is thrown away."""
-        stage = self.context.root / "staging" / names.new_id()[:16]
+        stage = self.context.root / place / names.new_id()[:16]
         stage.mkdir(mode=0o700)
         try:
             yield stage
@@ -188,8 +200,9 @@ class FolderStore(ImageStoreDriver):
         self._trash.throw(path)
 
     def _load(self) -> dict[str, Layer]:
-        for entry in os.scandir(self.context.root / "staging"):
-            self._discard(Path(entry.path))
+        for place in (_STAGING, _UNPACKING):
+            for entry in os.scandir(self.context.root / place):
+                self._discard(Path(entry.path))
         layers = {}
         for entry in os.scandir(self.context.root / "layers"):
             try:
@@ -203,6 +216,16 @@ class FolderStore(ImageStoreDriver):
             if not os.path.exists(os.path.join(entry.path, "rootfs.json")):
                 self._discard(Path(entry.path))
         return layers
+
+
+def _spread(path: Path) -> None:
+    """Mark a top directory, where the file system knows such a thing."""
+    with directory(path) as fd:
+        try:
+            flags = int.from_bytes(fcntl.ioctl(fd, _GET_FLAGS, bytes(8))[:4], sys.byteorder)
+            fcntl.ioctl(fd, _SET_FLAGS, (flags | _TOP_DIRECTORY).to_bytes(8, sys.byteorder))
+        except OSError as error:
+            log.debug("no top directory here", exc_info=error, extra={"path": str(path)})
 
 
 class _Trash:

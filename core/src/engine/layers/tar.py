@@ -19,6 +19,7 @@ MAX_EXTENSION = 1 << 20  # bytes of one PAX or long-name record
 MAX_SPARSE = 1 << 20  # segments of one sparse file
 _MAX_ID = 0xFFFFFFFE
 _ZERO = bytes(BLOCK)
+_TERMINATORS = b" \0"
 
 REGULAR, LINK, SYMLINK, CHARACTER, BLOCK_DEVICE, DIRECTORY, FIFO = b"0", b"1", b"2", b"3", b"4", b"5", b"6"
 
@@ -177,6 +178,9 @@ def _verify(block: bytes) -> None:
 
 
 def _octal(raw: bytes, what: str) -> int:
+    digits = raw[:-1]
+    if raw[-1] in _TERMINATORS and digits.isdigit() and b"8" not in digits and b"9" not in digits:
+        return int(digits, 8)  # as nearly every archive has it
     text = raw.strip(b" \0")
     cut = text.find(b"\0")
     if cut >= 0:
