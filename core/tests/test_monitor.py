@@ -400,6 +400,49 @@ def test_a_launcher_that_died_is_replaced_and_its_monitors_live_on(run: Run) -> 
     run(body)
 
 
+def waiting(launcher: Launcher) -> list[int]:
+    """Processes forked from ``launcher`` that are no monitor yet."""
+    own = Path(f"/proc/{launcher.pid}/cmdline").read_bytes()
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            same = (entry / "cmdline").read_bytes() == own and (entry / "comm").read_text() == "engine-launcher\n"
+        except OSError:
+            continue
+        if same and int(entry.name) != launcher.pid:
+            found.append(int(entry.name))
+    return found
+
+
+def test_a_monitor_that_is_killed_while_it_waits_for_a_task_is_replaced(run: Run) -> None:
+    async def body(bench: Bench) -> None:
+        first = await bench.spawn("true", name="one")
+        await first.start()
+        await first.exit
+        while not (ahead := waiting(bench.launcher)):
+            await asyncio.sleep(0)
+        os.kill(ahead[0], signal.SIGKILL)
+        second = await bench.spawn("true", name="two")
+        await second.start()
+        assert (await second.exit).code == 0
+        assert bench.launcher.pid is not None
+
+    run(body)
+
+
+def test_what_a_launcher_forked_ahead_ends_with_it(run: Run) -> None:
+    async def body(bench: Bench) -> None:
+        monitor = await bench.spawn("true")
+        await monitor.start()
+        await monitor.exit
+        while not (ahead := waiting(bench.launcher)):
+            await asyncio.sleep(0)
+        await bench.launcher.stop()
+        assert not Path(f"/proc/{ahead[0]}/cmdline").exists() or not Path(f"/proc/{ahead[0]}/cmdline").read_bytes()
+
+    run(body)
+
+
 def test_many_monitors_at_once(run: Run) -> None:
     async def body(bench: Bench) -> None:
         async def one(number: int) -> Exit:

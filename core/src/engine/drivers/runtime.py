@@ -69,10 +69,13 @@ class Launch:
 
     ``temporary``: files the monitor removes once the start has succeeded or failed.
 
+    ``executable``: what is executed as ``argv``, where that is another file than ``argv[0]`` says.
+
     ``hide``: mount points unmounted in a private mount namespace before ``argv`` runs (the host keeps them).
     """
 
     argv: tuple[str, ...] = ()
+    executable: str | None = None
     guest: str | None = None
     bundle: Path | None = None
     launcher: LauncherPlan | None = None

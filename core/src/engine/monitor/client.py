@@ -56,7 +56,8 @@ class LaunchFailed(EngineError):
 
 
 class Exit(msgspec.Struct, frozen=True):
-    """How a process ended. ``code`` is the exit status, or 128 + the signal; ``error`` is set when it is a guess."""
+    """How a process ended. ``code`` is the exit status, or 128 + the signal; ``error`` says why, when a guest
+    gave a reason or the code is a guess."""
 
     code: int
     oom_killed: bool = False
@@ -103,6 +104,7 @@ class Task:
                 "log": self.log and {"source": str(self.log.source), "options": dict(self.log.options)},
                 "launch": {
                     "argv": list(launch.argv),
+                    "executable": launch.executable,
                     "guest": launch.guest,
                     "bundle": path(launch.bundle),
                     "pid_file": path(launch.pid_file),
@@ -497,7 +499,7 @@ class Monitor:
     def _exited(self, message: dict[str, Any]) -> None:
         self._state = "exited"
         if not self.exit.done():
-            self.exit.set_result(Exit(message["code"], message["oom_killed"], message["finished_ns"]))
+            self.exit.set_result(msgspec.convert(message, Exit))
 
     def _lost(self) -> None:
         """The monitor is gone: as it should when all is told, or else it was killed."""

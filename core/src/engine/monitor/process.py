@@ -35,6 +35,7 @@ REAP = 1.0  # after the exit: how long until a process nobody gave to us is give
 LOST = 255  # the exit code of such a process, which nobody knows
 PIPE_SIZE = 256 * 1024
 _PACKET = 1 << 18
+_TASK = 1 << 20
 _BACKLOG = 4096
 
 
@@ -686,17 +687,24 @@ def note_crash(directory: str) -> None:
         traceback.print_exc(file=file)
 
 
-def main(task: dict[str, Any], control: _socket.socket) -> NoReturn:
-    """Be the monitor of ``task``; never returns."""
+def stand_by(requests: _socket.socket, told: int) -> NoReturn:
+    """Wait for a task, say on ``told`` that it is taken and by which source its log is written, and be its monitor."""
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    os.close(null)
+    kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
+    packet, fds, _ = receive(requests, _TASK, 1)
+    if not packet:
+        os._exit(0)
+    task = json.loads(packet)
     status = 0
     try:
-        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        for fd in (0, 1, 2):
-            os.dup2(null, fd)
-        os.close(null)
+        os.write(told, (task["log"]["source"] if task["log"] else "").encode() + b"\n")
+        os.close(told)
+        requests.close()
         start.set_title("engine-monitor")
-        kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
-        Monitor(task, control).loop.run()
+        Monitor(task, _socket.socket(fileno=fds[0])).loop.run()
     except BaseException:
         status = 1
         note_crash(task["directory"])

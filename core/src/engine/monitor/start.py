@@ -22,19 +22,19 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _RESET = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD)
 _ERROR_TEXT = 64 * 1024
 
-_sources: dict[str, types.ModuleType] = {}
+loaded: dict[str, types.ModuleType] = {}  # by path
 
 
 def load_source(path: str) -> types.ModuleType:
     """The module in the Python file ``path``; loaded once, so that what a launcher loads its monitors have."""
-    module = _sources.get(path)
+    module = loaded.get(path)
     if module is None:
         module = types.ModuleType(os.path.basename(path).removesuffix(".py"))
         module.__file__ = path
         sys.modules[f"engine source {path}"] = module
         with open(path, "rb") as source:
             exec(compile(source.read(), path, "exec"), module.__dict__)  # noqa: S102 - named by a trusted driver
-        _sources[path] = module
+        loaded[path] = module
     return module
 
 
@@ -52,7 +52,7 @@ def run_program(launch: Mapping[str, Any], stdin: int, stdout: int, stderr: int)
         os.setpgid(0, 0)
         if launch["hide"]:
             _hide(launch["hide"])
-        os.execvpe(launch["argv"][0], launch["argv"], environment)  # noqa: S606 - no shell is the point
+        os.execvpe(launch["executable"] or launch["argv"][0], launch["argv"], environment)  # noqa: S606 - no shell is the point
     except BaseException as error:
         _fail(f"{launch['argv'][0]}: {error}")
 

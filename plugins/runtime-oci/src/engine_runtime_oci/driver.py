@@ -25,6 +25,8 @@ from engine.drivers.cgroups import Cgroup, Layout
 from engine.drivers.runtime import Bundle, Launch, RuntimeDriver, RuntimeInfo
 from engine.errors import EngineError, InvalidParameter, NotSupported, PluginError, Unavailable
 from engine_runtime_oci import wording
+from engine_runtime_oci.moves import MoveAhead
+from engine_runtime_oci.sealed import SealedProgram
 
 _SEARCH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _KNOWN = ("runc", "crun")
@@ -62,6 +64,8 @@ class OciRuntime(RuntimeDriver):
         self._root = context.state / "containers"
         self._layout = Layout.read()
         self._hide: tuple[str, ...] = ()
+        self._sealed: SealedProgram | None = None
+        self._moves = MoveAhead()
         self._kind = ""
         self._info: RuntimeInfo | None = None
         self._lock = threading.Lock()
@@ -116,17 +120,19 @@ class OciRuntime(RuntimeDriver):
 
     def _try(self) -> None:
         """Start a container whose command does not exist: being told so proves that all before it works."""
-        refusal = self._refusal()
-        if refusal and self._layout.version == "hybrid":
-            # crun before 1.9 refuses cgroup v1 when it sees a cgroup2 mount beside it; it need not see it.
-            self._hide = (self._layout.unified,)
-            refusal = self._refusal()
-        if refusal:
-            self._hide = ()
-            raise Unavailable(
-                f"runtime {self.context.name}: {self._binary} cannot run containers on this host "
-                f"(cgroup {self._layout.version}): {refusal}; use another runtime"
-            )
+        refusal = ""
+        for sealed in (SealedProgram(self._binary), None):  # some security modules let nobody execute from memory
+            for hide in ((), (self._layout.unified,)) if self._layout.version == "hybrid" else ((),):
+                # crun before 1.9 refuses cgroup v1 when it sees a cgroup2 mount beside it; it need not see it.
+                self._sealed, self._hide = sealed, hide
+                refusal = self._refusal()
+                if not refusal:
+                    return
+        self._hide = ()
+        raise Unavailable(
+            f"runtime {self.context.name}: {self._binary} cannot run containers on this host "
+            f"(cgroup {self._layout.version}): {refusal}; use another runtime"
+        )
 
     def _refusal(self) -> str:
         identifier = f"probe-{self.context.instance}-{os.getpid()}-{self._kind}"
@@ -137,7 +143,7 @@ class OciRuntime(RuntimeDriver):
             (bundle.path / "config.json").write_text(json.dumps(_nothing_to_run(f"/{identifier}")))
             launch = self._launch(bundle, terminal=False)
             try:
-                done = self._run(launch.argv)
+                done = self._run(launch.argv, launch.executable)
                 text = launch.error_log.read_text() if launch.error_log and launch.error_log.exists() else done.stderr
             finally:
                 self.delete(bundle)
@@ -150,6 +156,7 @@ class OciRuntime(RuntimeDriver):
     def launch(self, bundle: Bundle, *, terminal: bool) -> Launch:
         """``run --detach``: one program start brings the process to life."""
         self._ready()
+        self._moves.hint()
         return self._launch(bundle, terminal=terminal)
 
     def _launch(self, bundle: Bundle, *, terminal: bool) -> Launch:
@@ -163,6 +170,7 @@ class OciRuntime(RuntimeDriver):
     def launch_exec(self, bundle: Bundle, exec_id: str, process: Mapping[str, Any], *, terminal: bool) -> Launch:
         """``exec --detach`` with the process in a file, which goes once it has been read."""
         self._ready()
+        self._moves.hint()
         base = bundle.path / f"exec-{exec_id}"
         description, pid_file, log = (base.with_name(base.name + suffix) for suffix in (".json", ".pid", ".log"))
         fd = os.open(description, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -197,12 +205,16 @@ class OciRuntime(RuntimeDriver):
                 *(self._binary, *self._arguments, "--root", str(self._root), "--log", str(log), "--log-format", "json"),
                 *(*command, "--pid-file", str(pid_file), container_id),
             ),
+            executable=self._executable(),
             pid_file=pid_file,
             error_log=log,
             console_socket=console,
             hide=self._hide,
             temporary=temporary,
         )
+
+    def _executable(self) -> str | None:
+        return self._sealed.executable() if self._sealed else None
 
     def _ready(self) -> None:
         if self._info is None:
@@ -307,13 +319,14 @@ class OciRuntime(RuntimeDriver):
     # -- the binary -----------------------------------------------------------------------------------------
 
     def _command(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        done = self._run((self._binary, *self._arguments, "--root", str(self._root), *arguments))
+        command = (self._binary, *self._arguments, "--root", str(self._root), *arguments)
+        done = self._run(command, self._executable())
         if check and done.returncode != 0:
             said = wording.last_error(done.stderr) or f"status {done.returncode}"
             raise PluginError(f"{self._binary} {arguments[0]}: {said}")
         return done
 
-    def _run(self, argv: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    def _run(self, argv: Sequence[str], executable: str | None) -> subprocess.CompletedProcess[str]:
         """Run the binary as a monitor would, with the same mounts hidden."""
         outcome: list[subprocess.CompletedProcess[str] | BaseException] = []
 
@@ -324,6 +337,7 @@ class OciRuntime(RuntimeDriver):
                 outcome.append(
                     subprocess.run(
                         list(argv),
+                        executable=executable,
                         stdin=subprocess.DEVNULL,
                         capture_output=True,
                         text=True,
