@@ -19,10 +19,7 @@ engine version >/dev/null || { tail -5 /var/log/engined.log >&2; exit 1; }
 if ! engine image inspect debian >/dev/null 2>&1; then
     echo "Making a Debian image with mmdebstrap (about a minute)..."
     suite=$(. /etc/os-release && echo "$VERSION_CODENAME")
-    rootfs=$(mktemp)
-    mmdebstrap --quiet --variant=minbase "$suite" "$rootfs" >/dev/null
-    engine import -c 'CMD ["bash"]' "$rootfs" debian >/dev/null
-    rm -f "$rootfs"
+    mmdebstrap --quiet --variant=minbase --format=tar "$suite" - | engine import -c 'CMD ["bash"]' - debian >/dev/null
 fi
 
 set -x
