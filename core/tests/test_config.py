@@ -88,13 +88,11 @@ def test_unknown_keys_are_named(load: Load) -> None:
         (["--bip", "10.0.0.1/24", "-b", "br0"], {}, "mutually exclusive"),
         (["--dns", "x"], {}, "--dns: x is not an ip address"),
         (["--label", "x"], {}, "bad attribute format: x"),
-        (["--tlsverify"], {}, "--tlsverify: TLS is not served yet"),
         (["--userns-remap", "default"], {}, "--userns-remap: not supported yet"),
         (["--exec-opt", "native.cgroupdriver=systemd"], {}, "only cgroupfs is supported"),
         ([], {"max-concurrent-downloads": -1}, "invalid max concurrent downloads: -1"),
         ([], {"debug": "yes"}, "debug: wrong type of value in the configuration file: yes"),
         ([], {"hosts": "unix:///x"}, "hosts: wrong type of value"),
-        ([], {"tls": True}, "TLS is not served yet"),
     ],
 )
 def test_nonsense_is_refused_by_name(load: Load, arguments: list[str], content: dict[str, Any], message: str) -> None:

@@ -69,7 +69,7 @@ def test_a_socket_file_that_another_took_over_is_not_removed(tmp_path: Path, ope
         ("ftp://x", "invalid bind address format: ftp://x"),
         ("tcp://127.0.0.1:99999", "invalid bind address format"),
         ("tcp://127.0.0.1:80/path", "invalid bind address format"),
-        ("tcp://0.0.0.0:0", "plain TCP beyond loopback"),
+        ("tcp://0.0.0.0:0", "plain TCP gives root"),
         ("fd://", "no sockets found via socket activation"),
         ("unix:///tmp/" + "x" * 120, "longer than 107 bytes"),
     ],

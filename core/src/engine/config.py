@@ -2,7 +2,7 @@
 
 One declaration per option (`_option`) gives its flag, its key in the file, its type, its default and its help. Options
 of dockerd that this engine does not serve are of two kinds: those that change nothing a user could rely on are
-accepted, those whose silent absence would mislead (TLS, user namespaces, ...) are refused when set.
+accepted, those whose silent absence would mislead (rootless mode, ...) are refused when set.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ __all__ = ["Config", "Option", "Parsed", "options", "parse_arguments", "usage"]
 DEFAULT_FILE = "/etc/engine/daemon.json"
 DEFAULT_DATA_ROOT = "/var/lib/engine"
 DEFAULT_EXEC_ROOT = "/run/engine"
+DEFAULT_TLS = "/etc/engine/tls"
 DEFAULT_HOST = "unix:///run/engine.sock"
 LOG_LEVELS = ("debug", "info", "warn", "error", "fatal")
 _UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
@@ -70,9 +71,6 @@ def _option(
     if isinstance(default, dict):
         return dataclasses.field(default_factory=dict, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
-
-
-_NO_TLS = "TLS is not served yet: use a unix socket, or ssh (DOCKER_HOST=ssh://user@host)"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -124,7 +122,7 @@ class Config:
     userns_remap: str = _option("", "User/Group setting for user namespaces", refused="not supported yet")
     rootless: bool = _option(False, "Enable rootless mode", refused="not supported yet")
     authorization_plugins: tuple[str, ...] = _option(
-        (), "Authorization plugins to load", flag="authorization-plugin", refused="not supported yet"
+        (), "Authorization plugins to ask about every request", flag="authorization-plugin", reload=True
     )
     cpu_rt_period: int = _option(0, "Limit the CPU real-time period in microseconds", refused="not supported")
     cpu_rt_runtime: int = _option(0, "Limit the CPU real-time runtime in microseconds", refused="not supported")
@@ -187,11 +185,11 @@ class Config:
     userland_proxy: bool = _option(True, "Use userland proxy for loopback traffic")
     userland_proxy_path: str = _option("", "Path to the userland proxy binary")
     # -- TLS -------------------------------------------------------------------------------------------------
-    tls: bool = _option(False, "Use TLS; implied by --tlsverify", refused=_NO_TLS)
-    tlsverify: bool = _option(False, "Use TLS and verify the remote", refused=_NO_TLS)
-    tlscacert: str = _option("", "Trust certs signed only by this CA")
-    tlscert: str = _option("", "Path to TLS certificate file")
-    tlskey: str = _option("", "Path to TLS key file")
+    tls: bool = _option(False, "Use TLS; implied by --tlsverify")
+    tlsverify: bool = _option(False, "Use TLS and verify the remote")
+    tlscacert: str = _option("", f"Trust certs signed only by this CA (default {DEFAULT_TLS}/ca.pem)")
+    tlscert: str = _option("", f"Path to TLS certificate file (default {DEFAULT_TLS}/cert.pem)")
+    tlskey: str = _option("", f"Path to TLS key file (default {DEFAULT_TLS}/key.pem)")
     # -- of dockerd's own parts, which do not exist here -----------------------------------------------------
     api_cors_header: str = _option("", "Set CORS headers in the Engine API", refused="removed from Docker as well")
     builder: Mapping[str, Any] = _option({}, "Builder settings", flag="", kind="json")
@@ -227,6 +225,18 @@ class Config:
     def listen(self) -> tuple[str, ...]:
         """The hosts to serve; `DEFAULT_HOST` when none is configured."""
         return self.hosts or (DEFAULT_HOST,)
+
+    @property
+    def tls_files(self) -> tuple[str, str, str] | None:
+        """Certificate, key, and the CA of the clients (empty: none is asked for); None without TLS."""
+        if not (self.tls or self.tlsverify):
+            return None
+        ca = self.tlscacert or f"{DEFAULT_TLS}/ca.pem"
+        return (
+            self.tlscert or f"{DEFAULT_TLS}/cert.pem",
+            self.tlskey or f"{DEFAULT_TLS}/key.pem",
+            ca if self.tlsverify else "",
+        )
 
     def proxy(self, name: str) -> str:
         """``http-proxy``, ``https-proxy`` or ``no-proxy``: flag, then file, then the environment."""

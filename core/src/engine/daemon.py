@@ -163,10 +163,16 @@ class Daemon:
         from engine.api.listeners import open_listener
 
         passed = passed_sockets()
+        tls = None
+        if self.config.tls_files is not None:
+            from engine.api.tls import server_context
+
+            certificate, key, ca = self.config.tls_files
+            tls = server_context(certificate=certificate, key=key, ca=ca)
         listeners = []
         for host in self.config.listen:
             for listener in open_listener(
-                host, group=self.config.group, insecure_tcp=self.config.insecure_tcp, passed=passed
+                host, group=self.config.group, insecure_tcp=self.config.insecure_tcp, tls=tls, passed=passed
             ):
                 undo.callback(listener.close)
                 listeners.append(listener)
@@ -269,6 +275,7 @@ class Daemon:
         from engine.api.http import HttpServer
         from engine.api.router import API_VERSION, Router, version_text
         from engine.api.system import NOT_SERVED
+        from engine.authorization import Authorization
 
         router = Router()
         for name in _RESOURCES:
@@ -284,10 +291,14 @@ class Daemon:
             "Ostype": "linux",
             "Server": f"Engine/{__version__} (linux)",
         }
-        server = HttpServer(router, services, headers=headers)
+        authorization = Authorization(config=self.config, plugins=services.plugins, workers=services.workers)
+        server = HttpServer(router, services, headers=headers, authorization=authorization)
         undo.push_async_callback(server.close, float(max(1, self.config.shutdown_timeout)))
         for listener in listeners:
-            await server.listen(listener.sock, host_check=listener.host_check)
+            if listener.tls is not None:
+                await server.listen_tls(listener.sock, listener.tls, host_check=listener.host_check)
+            else:
+                await server.listen(listener.sock, host_check=listener.host_check)
         if self._notifier.watchdog_seconds:
             services.workers.spawn(self._watchdog(), name="watchdog")
         return server
@@ -325,6 +336,8 @@ def _plugin_settings(settings: Config) -> PluginSettings:
     options = {name: dict(section) for name, section in settings.plugin_options.items()}
     bridge = {"userland-proxy": settings.userland_proxy, "ip-forward": settings.ip_forward}
     options["bridge"] = bridge | options.get("bridge", {})
+    if settings.seccomp_profile != "builtin":
+        options["security-seccomp"] = {"profile": settings.seccomp_profile} | options.get("security-seccomp", {})
     return PluginSettings(
         instance=settings.instance,
         data_root=settings.root,

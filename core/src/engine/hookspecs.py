@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from engine.drivers import DriverDescription
-    from engine.model.admission import ContainerRequest
+    from engine.model.admission import ContainerRequest, Identity
     from engine.model.container import Container
     from engine.services import Services, Subsystem
 
@@ -43,6 +43,15 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 class Hooks(Protocol):
     """All hooks. ``self`` is not part of an implementation's signature. Every hook collects a list."""
+
+    # -- configuration --------------------------------------------------------------------------------------
+
+    @_spec
+    def engine_configure(self, options: Mapping[str, Any]) -> None:
+        """Once, at start, on the main thread, before any other hook of the plugin: its own section of daemon.json's
+        ``plugin-options`` (by the plugin's name; empty without one). An `EngineError` stops the daemon with that
+        text, so that a rule nobody could read is never a rule nobody enforces; any other error breaks the plugin."""
+        ...
 
     # -- providing: what drivers there are ------------------------------------------------------------------
 
@@ -72,6 +81,16 @@ class Hooks(Protocol):
         ...
 
     # -- deciding: who wants a say --------------------------------------------------------------------------
+
+    @_spec
+    def engine_request_authorize(self, identity: Identity, method: str, path: str, body: bytes | None) -> None:
+        """Before the handler of every API request, on a worker thread. Raise `Forbidden` to refuse.
+
+        ``path`` is what the client asked for, with version and query; ``body`` is all of the request's body, byte
+        for byte what the handler is given, or None where it is a stream (image tars, archives, build contexts).
+        Order: registration; all must agree. Anything but a return within 10 seconds is a refusal.
+        """
+        ...
 
     @_spec
     def engine_container_admit(self, request: ContainerRequest) -> None:

@@ -86,6 +86,10 @@ class PluginReport:
     error: str = ""
 
 
+class _ConfigurationError(Exception):
+    """A plugin cannot do what the administrator asked of it: nothing to go on without."""
+
+
 @dataclass(slots=True)
 class _Plugin:
     name: str
@@ -108,7 +112,8 @@ class _Plugin:
 
 
 def discover(settings: PluginSettings) -> Plugins:
-    """Find, import and register every installed plugin. Never raises because of a plugin.
+    """Find, import and register every installed plugin. Raises `InvalidParameter` when a plugin
+    cannot follow its configuration; otherwise never because of a plugin.
 
     stevedore caches entry points on disk and trusts that cache, so it is pinned to a directory only root can write.
     """
@@ -185,8 +190,11 @@ class Plugins:
             self._refuse_coroutines(plugin)
             self._manager.register(plugin.module, plugin.key)
             self._manager.check_pending()
+            self._configure(plugin)
             for kind, hook in _PROVIDING.items():
                 plugin.descriptions[kind] = self._provided(plugin, hook)
+        except _ConfigurationError as error:
+            raise InvalidParameter(f"plugin {plugin.name}: {error}") from error
         except Exception as error:  # a plugin may fail in any way; it must not take the daemon with it
             plugin.state, plugin.error = "broken", f"{type(error).__name__}: {error}"
             plugin.descriptions = {}
@@ -204,6 +212,15 @@ class Plugins:
         for name in dir(plugin.module):
             if name.startswith("engine_") and inspect.iscoroutinefunction(getattr(plugin.module, name, None)):
                 raise PluginError(f"hook {name} is a coroutine function; hooks are synchronous")
+
+    def _configure(self, plugin: _Plugin) -> None:
+        options = MappingProxyType(dict(self._settings.options.get(plugin.name, {})))
+        for implementation in self._manager.hook.engine_configure.get_hookimpls():
+            if implementation.plugin is plugin.module:
+                try:
+                    implementation.function(*((options,) if implementation.argnames else ()))
+                except EngineError as error:
+                    raise _ConfigurationError(error.message) from error
 
     def _provided(self, plugin: _Plugin, hook: str) -> list[DriverDescription]:
         descriptions: list[DriverDescription] = []

@@ -384,5 +384,5 @@ ROUTES = [
     Route("GET", "/containers/{ref}/export", export),
     Route("HEAD", "/containers/{ref}/archive", archive_head),
     Route("GET", "/containers/{ref}/archive", archive_get),
-    Route("PUT", "/containers/{ref}/archive", archive_put),
+    Route("PUT", "/containers/{ref}/archive", archive_put, stream=True),
 ]

@@ -12,6 +12,7 @@ import http
 import logging
 import select
 import socket
+import struct
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -23,8 +24,13 @@ import httptools
 
 from engine.api.router import Hijacked, Query, Request, Response, Route, Router
 from engine.errors import DeadlineExceeded, EngineError, InvalidParameter, TooLarge
+from engine.model.admission import Identity
 
 if TYPE_CHECKING:
+    import ssl
+
+    from engine.api.tls import TlsDoor
+    from engine.authorization import Authorization
     from engine.services import Services
 
 __all__ = ["HttpServer", "Limits"]
@@ -37,6 +43,7 @@ _HIGH_WATER = 512 * 1024
 _LOW_WATER = 128 * 1024
 _PIPELINE = 16
 _NEVER = float("inf")
+_UCRED = struct.Struct("iII")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +69,11 @@ class HttpServer:
         *,
         headers: Mapping[str, str] | None = None,
         limits: Limits | None = None,
+        authorization: Authorization | None = None,
     ) -> None:
-        """``headers`` go out with every response."""
+        """``headers`` go out with every response; ``authorization`` is asked about every request."""
         self.router = router
+        self.authorization = authorization
         self.services = services
         self.limits = limits or Limits()
         self.connections: set[_Connection] = set()
@@ -72,6 +81,7 @@ class HttpServer:
         self.common = "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items()).encode()
         self._date = (0, b"")
         self._listeners: list[asyncio.AbstractServer] = []
+        self._doors: list[TlsDoor] = []
 
     async def listen(
         self, sock: socket.socket, *, host_check: Callable[[Mapping[str, str]], None] | None = None
@@ -86,6 +96,21 @@ class HttpServer:
             self._listeners.append(await loop.create_unix_server(connect, sock=sock, backlog=1024))
         else:
             self._listeners.append(await loop.create_server(connect, sock=sock, backlog=1024))
+
+    async def listen_tls(
+        self, sock: socket.socket, context: ssl.SSLContext, *, host_check: Callable[[Mapping[str, str]], None] | None
+    ) -> None:
+        """As `listen`, for clients that speak TLS; see `engine.api.tls`."""
+        from engine.api.tls import TlsDoor
+
+        loop = asyncio.get_running_loop()
+
+        async def accept(inside: socket.socket, identity: Identity) -> None:
+            await loop.connect_accepted_socket(lambda: _Connection(self, loop, host_check, identity), inside)
+
+        door = TlsDoor(context, accept, connections=self.limits.connections)
+        self._doors.append(door)
+        self._listeners.append(await door.listen(sock))
 
     def stop_listening(self) -> None:
         """Accept nothing more and close idle connections; requests that run go on."""
@@ -107,6 +132,8 @@ class HttpServer:
         await self._wait(grace)
         for connection in list(self.connections):
             connection.abort()
+        for door in self._doors:
+            door.abort()
 
     async def _wait(self, seconds: float) -> None:
         if tasks := self._running():
@@ -129,7 +156,9 @@ class HttpServer:
     async def handle(self, route: Route, request: Request) -> Response | None:
         """Run a handler; every error becomes its response, in one place."""
         try:
-            return await route.handler(self.services, request)
+            if self.authorization is None:
+                return await route.handler(self.services, request)
+            return await self.authorization.guard(route, request, self.services)
         except EngineError as error:
             if error.http_status >= 500:
                 log.error(
@@ -146,6 +175,13 @@ def error_response(error: EngineError) -> Response:
     if error.http_status in _BODYLESS:
         return Response(error.http_status)
     return Response.error(error.http_status, error.message)
+
+
+def _peer(sock: socket.socket | None) -> Identity:
+    if sock is None or sock.family != socket.AF_UNIX:
+        return Identity()
+    pid, uid, gid = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    return Identity(method="unix", pid=pid, uid=uid, gid=gid)
 
 
 class _TakeSocket(Exception):
@@ -169,12 +205,14 @@ class _Exchange:
         "request",
         "route",
         "taken",
+        "uri",
         "waiter",
     )
 
-    def __init__(self, connection: _Connection, request: Request, keep_alive: bool, http11: bool) -> None:
+    def __init__(self, connection: _Connection, request: Request, uri: str, keep_alive: bool, http11: bool) -> None:
         self.connection = connection
         self.request = request
+        self.uri = uri
         self.route: Route | None = None
         self.refusal: EngineError | None = None
         self.keep_alive = keep_alive
@@ -251,6 +289,19 @@ class _Exchange:
     async def hijack(self, upgrade: str | None, content_type: str) -> Hijacked:
         return await self.connection.hijack(self, upgrade, content_type)
 
+    @property
+    def identity(self) -> Identity:
+        return self.connection.identity
+
+    @property
+    def target(self) -> str:
+        return self.uri
+
+    def give_back(self, body: bytes) -> None:
+        if body:
+            self.chunks.appendleft(body)
+            self.buffered += len(body)
+
 
 class _Connection(asyncio.Protocol):
     """One client."""
@@ -260,10 +311,12 @@ class _Connection(asyncio.Protocol):
         server: HttpServer,
         loop: asyncio.AbstractEventLoop,
         host_check: Callable[[Mapping[str, str]], None] | None,
+        identity: Identity | None = None,
     ) -> None:
         self.server = server
         self.limits = server.limits
         self.task: asyncio.Task[None] | None = None
+        self._identity = identity
         self._loop = loop
         self._host_check = host_check
         self._parser = httptools.HttpRequestParser(self)
@@ -381,9 +434,10 @@ class _Connection(asyncio.Protocol):
         parser, headers = self._parser, self._headers
         method = parser.get_method().decode()
         http11 = parser.get_http_version() == "1.1"
-        target, _, query = self._url.decode("latin-1").partition("?")
+        uri = self._url.decode("latin-1")
+        target, _, query = uri.partition("?")
         request = Request(method, target, {}, Query(query), headers)
-        exchange = _Exchange(self, request, parser.should_keep_alive(), http11)
+        exchange = _Exchange(self, request, uri, parser.should_keep_alive(), http11)
         request.connection = exchange
         try:
             if http11 and "host" not in headers:
@@ -632,6 +686,13 @@ class _Connection(asyncio.Protocol):
             sock.close()
             raise
         return hijacked
+
+    @property
+    def identity(self) -> Identity:
+        """Who the client is: by its certificate, or as the kernel says of a unix socket."""
+        if self._identity is None:
+            self._identity = _peer(self._transport.get_extra_info("socket"))
+        return self._identity
 
     # -- flow -----------------------------------------------------------------------------------------------
 

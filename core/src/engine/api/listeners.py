@@ -1,4 +1,8 @@
-"""The daemon's doors: sockets for ``unix://``, ``tcp://`` and ``fd://`` hosts, and who may come in by TCP."""
+"""The daemon's doors: sockets for ``unix://``, ``tcp://`` and ``fd://`` hosts, and who may come in by TCP.
+
+Whoever may use the API is root on the host. So TCP is served with TLS and certificates for both sides; without, only
+on loopback, unless the administrator says in so many words that it is wanted (``--insecure-tcp``).
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ import ipaddress
 import logging
 import os
 import socket
+import ssl
 import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,6 +25,7 @@ __all__ = ["Listener", "open_listener"]
 log = logging.getLogger(__name__)
 
 DEFAULT_TCP_PORT = 2375
+DEFAULT_TLS_PORT = 2376
 _NO_GROUP = 0
 
 
@@ -31,6 +37,7 @@ class Listener:
     sock: socket.socket
     path: str = ""
     host_check: Callable[[Mapping[str, str]], None] | None = None
+    tls: ssl.SSLContext | None = None
     bound: tuple[int, int] | None = None  # device and inode of the socket file
 
     def close(self) -> None:
@@ -46,9 +53,11 @@ def open_listener(
     *,
     group: str = "docker",
     insecure_tcp: bool = False,
+    tls: ssl.SSLContext | None = None,
     passed: list[tuple[str, socket.socket]] | None = None,
 ) -> list[Listener]:
-    """Open the sockets of one ``--host`` value. Raises `EngineError` with what to do."""
+    """Open the sockets of one ``--host`` value; those for TCP speak ``tls`` if given. Raises `EngineError` with what
+    to do."""
     scheme, separator, rest = host.partition("://")
     if not separator:
         scheme, rest = ("unix", host) if host.startswith("/") else ("tcp", host)
@@ -56,9 +65,9 @@ def open_listener(
         case "unix":
             return [_open_unix(host, rest or "/run/engine.sock", group)]
         case "tcp":
-            return [_open_tcp(host, rest, insecure_tcp)]
+            return [_open_tcp(host, rest, tls, insecure_tcp)]
         case "fd":
-            return _take_passed(host, rest, passed or [])
+            return _take_passed(host, rest, passed or [], tls, insecure_tcp)
         case _:
             raise InvalidParameter(f"invalid bind address format: {host}")
 
@@ -146,7 +155,7 @@ def _inode(path: str) -> tuple[int, int] | None:
 # -- tcp --------------------------------------------------------------------------------------------------------
 
 
-def _open_tcp(host: str, rest: str, insecure: bool) -> Listener:
+def _open_tcp(host: str, rest: str, tls: ssl.SSLContext | None, insecure: bool) -> Listener:
     try:
         parts = urlsplit(f"//{rest}")
         name, port = parts.hostname or "localhost", parts.port
@@ -154,7 +163,8 @@ def _open_tcp(host: str, rest: str, insecure: bool) -> Listener:
         raise InvalidParameter(f"invalid bind address format: {host}") from None
     if parts.path not in ("", "/") or parts.username is not None:
         raise InvalidParameter(f"invalid bind address format: {host}")
-    port = DEFAULT_TCP_PORT if port is None else port
+    if port is None:
+        port = DEFAULT_TCP_PORT if tls is None else DEFAULT_TLS_PORT
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             name, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -162,14 +172,7 @@ def _open_tcp(host: str, rest: str, insecure: bool) -> Listener:
     except OSError as error:
         raise InvalidParameter(f"listen tcp {rest}: {error.strerror}") from None
     loopback = ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback
-    if not loopback and not insecure:
-        raise Forbidden(
-            f"{host}: plain TCP beyond loopback gives root on this host to whoever reaches the port. Use a unix socket "
-            "or ssh (DOCKER_HOST=ssh://user@host), or accept the risk with --insecure-tcp"
-        )
-    log.warning(
-        "serving the API over plain TCP: whoever reaches this port is root on this host", extra={"address": host}
-    )
+    _check_tls(host, tls, loopback=loopback, insecure=insecure)
     sock = socket.socket(family, kind | socket.SOCK_NONBLOCK, protocol)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -178,7 +181,21 @@ def _open_tcp(host: str, rest: str, insecure: bool) -> Listener:
     except OSError as error:
         sock.close()
         raise EngineError(f"listen tcp {name}:{port}: bind: {(error.strerror or '').lower()}") from None
-    return Listener(host, sock, host_check=_host_check(name, loopback=loopback))
+    return Listener(host, sock, host_check=_host_check(name, loopback=loopback and tls is None), tls=tls)
+
+
+def _check_tls(host: str, tls: ssl.SSLContext | None, *, loopback: bool, insecure: bool) -> None:
+    """Refuse or warn of a door without a lock: plain TCP, or TLS that asks nobody for a certificate."""
+    if tls is not None and tls.verify_mode is ssl.CERT_REQUIRED:
+        return
+    how = "plain TCP" if tls is None else "TLS without client certificates"
+    if not loopback and not insecure:
+        raise Forbidden(
+            f"{host}: {how} gives root on this host to whoever reaches the port. Use --tlsverify (`engine cert` makes "
+            "the certificates), a unix socket or ssh (DOCKER_HOST=ssh://user@host), or accept the risk with "
+            "--insecure-tcp"
+        )
+    log.warning("the API is open: whoever reaches this port is root on this host", extra={"address": host, "how": how})
 
 
 def _host_check(name: str, *, loopback: bool) -> Callable[[Mapping[str, str]], None]:
@@ -216,7 +233,13 @@ def _is_own_name(host: str, name: str) -> bool:
 # -- passed by systemd ------------------------------------------------------------------------------------------
 
 
-def _take_passed(host: str, rest: str, passed: list[tuple[str, socket.socket]]) -> list[Listener]:
+def _take_passed(
+    host: str,
+    rest: str,
+    passed: list[tuple[str, socket.socket]],
+    tls: ssl.SSLContext | None,
+    insecure: bool,
+) -> list[Listener]:
     if not passed:
         raise InvalidParameter("no sockets found via socket activation: make sure the service was started by systemd")
     wanted = [item for item in passed if rest in ("", "*") or rest in (item[0], str(item[1].fileno()))]
@@ -225,6 +248,11 @@ def _take_passed(host: str, rest: str, passed: list[tuple[str, socket.socket]]) 
     listeners = []
     for _, sock in wanted:
         sock.setblocking(False)
-        check = None if sock.family == socket.AF_UNIX else _host_check("localhost", loopback=True)
-        listeners.append(Listener(host, sock, host_check=check))
+        if sock.family == socket.AF_UNIX:
+            listeners.append(Listener(host, sock))
+            continue
+        loopback = ipaddress.ip_address(str(sock.getsockname()[0]).partition("%")[0]).is_loopback
+        _check_tls(host, tls, loopback=loopback, insecure=insecure)
+        check = _host_check("localhost", loopback=loopback and tls is None)
+        listeners.append(Listener(host, sock, host_check=check, tls=tls))
     return listeners

@@ -23,6 +23,7 @@ from engine.errors import InvalidParameter, NotFound
 from engine.model.filters import Filters
 
 if TYPE_CHECKING:
+    from engine.model.admission import Identity
     from engine.services import Services
 
 __all__ = [
@@ -109,6 +110,20 @@ class Connection(Protocol):
         """Answer 101 or 200 and hand over the socket."""
         ...
 
+    def give_back(self, body: bytes) -> None:
+        """Put back a body that was read, for the next reader."""
+        ...
+
+    @property
+    def identity(self) -> Identity:
+        """Who the client is."""
+        ...
+
+    @property
+    def target(self) -> str:
+        """What the client asked for, as it wrote it: path with version, and query."""
+        ...
+
 
 class Hijacked:
     """The client's socket, taken from the server: what the handler writes is what the client reads.
@@ -153,7 +168,6 @@ class Request:
     query: Query
     headers: Mapping[str, str]
     version: tuple[int, int] = API_VERSION
-    peer: str = ""
     connection: Connection | None = None
 
     async def body(self, limit: int = JSON_LIMIT) -> bytes:
@@ -228,6 +242,8 @@ class Route:
     ``since`` and ``until`` bound the API versions that have the route (outside it is 404). ``hijack`` allows
     `Request.hijack`. ``cancel`` cancels the handler when the client leaves (for long waits and pulls); without it a
     handler runs to its end, so that no change of state is torn; streamed bodies always end with their client.
+    ``stream`` says that the body is read with `Request.stream` (tars, archives): it is authorized unread, while every
+    other body is read whole first.
     """
 
     method: str
@@ -237,6 +253,7 @@ class Route:
     until: tuple[int, int] | None = None
     hijack: bool = False
     cancel: bool = False
+    stream: bool = False
 
 
 _VERSION = re.compile(r"/v([0-9.]+)(/.*)")

@@ -60,6 +60,10 @@ top | containers | top | Display the running processes of a container
 unpause | lifecycle | unpause | Unpause all processes within one or more containers
 update | lifecycle | update | Update configuration of one or more containers
 wait | lifecycle | wait | Block until one or more containers stop, then print their exit codes
+cert ca | cert | cert ca | Create the CA of this host's certificates
+cert client | cert | cert client | Create a certificate for a client
+cert ls | cert | cert ls | List certificates and when they end
+cert server | cert | cert server | Create a certificate for a server
 container attach | attach | attach | Attach local standard input, output, and error streams to a running container
 container commit | transfer | commit | Create a new image from a container's changes
 container cp | copy | cp | Copy files/folders between a container and the local filesystem
@@ -110,6 +114,7 @@ network ls | networks | network ls | List networks
 network prune | prune | network prune | Remove all unused networks
 network rm | networks | network rm | Remove one or more networks
 plugin ls | plugins | plugin ls | List plugins
+policy test | policy | policy test | Check policy files and run their tests
 system df | usage | system df | Show docker disk usage
 system dial-stdio | system | system dial-stdio | Proxy the stdio stream to the daemon connection
 system events | events | events | Get real time events from the server
@@ -122,11 +127,13 @@ volume prune | prune | volume prune | Remove unused local volumes
 volume rm | volumes | volume rm | Remove one or more volumes
 """
 GROUPS = {
+    "cert": "Manage certificates of the API",
     "container": "Manage containers",
     "context": "Manage contexts",
     "image": "Manage images",
     "network": "Manage networks",
     "plugin": "Manage plugins",
+    "policy": "Manage policies",
     "system": "Manage the engine",
     "volume": "Manage volumes",
 }

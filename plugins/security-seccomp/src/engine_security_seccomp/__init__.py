@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from engine.errors import InvalidParameter
@@ -12,17 +13,44 @@ from engine.model.admission import ContainerRequest
 from engine.model.container import Container, HostConfig
 from engine.model.security import parse_security_opts
 
-__all__ = ["engine_container_admit", "engine_oci_spec", "engine_security_options"]
+__all__ = ["engine_configure", "engine_container_admit", "engine_oci_spec", "engine_security_options"]
 
 _UNCONFINED = "unconfined"
 _BUILTIN = frozenset(("builtin", "default", ""))
 _KERNEL_SUPPORT = "/proc/sys/kernel/seccomp"
+_LIMIT = 4 << 20
+
+
+class _Default:
+    """What containers that say nothing get: ``builtin``, ``unconfined``, or the text of the daemon's own profile."""
+
+    name = "builtin"
+    profile = "builtin"
+
+
+@hookimpl
+def engine_configure(options: Mapping[str, Any]) -> None:
+    """Option ``profile`` (dockerd's ``seccomp-profile``): a file, ``unconfined`` or ``builtin``."""
+    name = str(options.get("profile") or "builtin")
+    _Default.name = _Default.profile = name
+    if name == _UNCONFINED or name in _BUILTIN:
+        return
+    from engine_security_seccomp.profile import parse
+
+    try:
+        text = Path(name).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidParameter(f"opening seccomp profile ({name}) failed: {error}") from None
+    if len(text) > _LIMIT:
+        raise InvalidParameter(f"seccomp profile {name} is larger than {_LIMIT} bytes")
+    parse(text)
+    _Default.profile = text
 
 
 @hookimpl
 def engine_security_options() -> Sequence[str]:
     """``docker info`` names seccomp where the kernel has it."""
-    return ("name=seccomp,profile=builtin",) if os.path.exists(_KERNEL_SUPPORT) else ()
+    return (f"name=seccomp,profile={_Default.name}",) if os.path.exists(_KERNEL_SUPPORT) else ()
 
 
 @hookimpl
@@ -57,5 +85,5 @@ def _wanted(host_config: HostConfig) -> str:
     """``unconfined``, ``builtin`` or JSON; a privileged container is only filtered when a profile was asked for."""
     asked = parse_security_opts(host_config.security_opt).seccomp
     if asked is None:
-        return _UNCONFINED if host_config.privileged else "builtin"
+        return _UNCONFINED if host_config.privileged else _Default.profile
     return asked
