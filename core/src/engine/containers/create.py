@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
@@ -19,7 +19,17 @@ from engine.oci import devices, resources
 from engine.oci.host import Host
 from engine.signals import parse_signal
 
-__all__ = ["check_name", "command", "effective", "merge_image", "normalise", "random_name", "validate", "warnings"]
+__all__ = [
+    "check_name",
+    "command",
+    "effective",
+    "merge_image",
+    "normalise",
+    "random_name",
+    "validate",
+    "wants_wasm",
+    "warnings",
+]
 
 SHM_SIZE = 64 << 20
 _MILLISECOND = 10**6
@@ -128,9 +138,20 @@ def _merge_health(own: HealthConfig | None, base: HealthConfig | None) -> Health
     )
 
 
-def command(config: Config) -> tuple[str, list[str]]:
-    """``Path`` and ``Args`` of a container: its entry point with the command after it."""
-    words = [*(config.entrypoint or ()), *(config.cmd or ())]
+def wants_wasm(annotations: Mapping[str, str] | None, path: str) -> bool:
+    """Whether crun's annotations ask for a WebAssembly runtime; the smart ones only for a WebAssembly file."""
+    asked = {(annotations or {}).get(key, "") for key in ("run.oci.handler", "module.wasm.image/variant")}
+    return bool(asked & {"wasm", "compat"}) or (
+        bool(asked & {"wasm-smart", "compat-smart"}) and path.endswith((".wasm", ".wat"))
+    )
+
+
+def command(config: Config, *, wasm: bool = False) -> tuple[str, list[str]]:
+    """``Path`` and ``Args`` of a container: its entry point with the command after it.
+
+    A WebAssembly image may name no command: ``/`` then means "what the image is for", as in Docker's tutorials.
+    """
+    words = [*(config.entrypoint or ()), *(config.cmd or ())] or (["/"] if wasm else [])
     if not words:
         raise InvalidParameter("No command specified")
     return words[0], words[1:]

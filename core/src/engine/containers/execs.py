@@ -137,6 +137,9 @@ class Execs:
             raise InvalidParameter(
                 f"the working directory '{config.working_dir}' is invalid, it needs to be an absolute path"
             )
+        runtime = await self._workers.call(self._containers.runtime, container)
+        if "exec" not in runtime.capabilities:
+            raise Conflict(f"exec is not supported by the runtime {container.runtime} of container {container.id}")
         session = _Session(new_id(), container.id, config)
         self._sessions[session.id] = session
         self._of.setdefault(container.id, {})[session.id] = None

@@ -99,8 +99,10 @@ class Containers(ContainerRecords):
         host_config = self._resolve_modes(host_config)
         merged = container_create.merge_image(config, image)
         container_create.check_restart_on_health(host_config.restart_policy, merged)
-        path, args = container_create.command(merged)
-        runtime = await self.workers.call(self._choose_runtime, host_config, runs_on)
+        path, args = container_create.command(merged, wasm=runs_on.is_wasm)
+        marks = {**(merged.labels or {}), **(host_config.annotations or {})}
+        runs_as = Platform("wasi", "wasm") if container_create.wants_wasm(marks, path) else runs_on
+        runtime = await self.workers.call(self._choose_runtime, host_config, runs_as)
         log_config = self._log_config(host_config.log_config)
         await self.workers.call(self._check_log, log_config)
         host_config = container_create.normalise(
