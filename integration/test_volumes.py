@@ -546,6 +546,89 @@ def test_events_tell_the_life_of_a_volume(daemon: Daemon, docker: Client, volume
     ]  # fmt: skip
 
 
+# -- places inside volumes, images as mounts, mapped owners: what only newer engines have ---------------------------
+
+
+@pytest.fixture
+def new(target: str) -> None:
+    if target != "engine":
+        pytest.skip(UNKNOWN_TO_20_10)
+
+
+@pytest.mark.usefixtures("new")
+def test_a_subpath_shows_a_part_of_a_volume_and_leads_nowhere_else(cli: Client, volume: str) -> None:
+    cli("run", "--rm", "-v", f"{volume}:/d", "bb", "sh", "-c", "mkdir -p /d/a/b; echo x >/d/a/b/f; ln -s /etc /d/out")
+    base = f"source={volume},target=/m,volume-subpath="
+
+    assert cli("run", "--rm", "--mount", base + "a/b", "bb", "cat", "/m/f").out == "x\n"
+    assert cli("run", "--rm", "--mount", base + "a/b/f", "bb", "cat", "/m").out == "x\n"
+    for path, words in (("nosuch", "no such file or directory"), ("out", "cannot access path")):
+        result = cli("run", "--rm", "--mount", base + path, "bb", "ls", "/m", check=False)
+        assert result.code in (125, 127), result
+        assert words in result.err
+    for path in ("../x", "/a"):
+        result = cli("run", "--rm", "--mount", base + path, "bb", "true", check=False)
+        assert result.code == 125
+        assert "subpath must be a relative path within the volume" in result.err
+
+
+@pytest.mark.usefixtures("new")
+def test_an_image_is_mounted_read_only_and_cannot_go_while_it_is(cli: Client, seeded: str, name: str) -> None:
+    mount = f"type=image,source={seeded},target=/img"
+    script = ("sh", "-c", "cat /img/seed/file; touch /img/x")
+    result = cli("run", "--name", name, "--mount", mount, "bb", *script, check=False)
+    assert result.out == "hello\n"
+    assert "Read-only file system" in result.err
+    shown = mounts_of(cli, name)["/img"]
+    assert (shown["Type"], shown["Name"], shown["RW"]) == ("image", seeded, False)
+    kept = cli("rmi", shown["Source"], check=False)
+    assert kept.code == 1, kept
+    assert "image is being used by" in kept.err
+    assert cli("start", "-a", name, check=False).out == "hello\n"
+    cli("rm", name)
+
+    deep = cli("run", "--rm", "--mount", f"{mount},image-subpath=seed/sub", "bb", "cat", "/img/deep")
+    assert deep.out == "x\n"
+    for bad, words in (
+        ("type=image,target=/img", "field Source must not be empty"),
+        ("type=image,source=nosuch:1,target=/img", "No such image: nosuch:1"),
+        (f"{mount},image-subpath=../x", "subpath must be a relative path within the image"),
+        (f"{mount},image-subpath=nosuch", "no such file or directory"),
+    ):
+        result = cli("run", "--rm", "--mount", bad, "bb", "true", check=False)
+        assert result.code in (125, 127), result
+        assert words in result.err, result
+    assert not [line for line in Path("/proc/mounts").read_text().splitlines() if "-mount0" in line]
+
+
+@pytest.mark.usefixtures("new")
+def test_owners_are_mapped_for_binds_and_volumes(cli: Client, volume: str, tmp_path: Path) -> None:
+    script = "stat -c %u:%g /d/file; touch /d/made; stat -c %u:%g /d/made"
+    (tmp_path / "file").touch()
+    os.chown(tmp_path, 1000, 1000)
+    os.chown(tmp_path / "file", 1000, 1000)
+    annotation = ("--annotation", "engine.idmap./d=uids=1000-0-1")
+
+    seen = cli("run", "--rm", *annotation, "-v", f"{tmp_path}:/d", "bb", "sh", "-c", script).out
+
+    assert seen == "0:0\n0:0\n"
+    made = (tmp_path / "made").stat()
+    assert (made.st_uid, made.st_gid) == (1000, 1000)
+    cli("run", "--rm", "-v", f"{volume}:/d", "bb", "sh", "-c", "touch /d/file; chown -R 1000:1000 /d")
+    assert cli("run", "--rm", *annotation, "-v", f"{volume}:/d", "bb", "sh", "-c", script).out == "0:0\n0:0\n"
+    bad = cli("run", "--rm", "--annotation", "engine.idmap./d=nonsense", "-v", f"{volume}:/d", "bb", check=False)
+    assert "invalid idmap 'nonsense'" in bad.err
+
+
+@pytest.mark.usefixtures("new")
+def test_idmap_is_an_option_of_our_mounts(daemon: Daemon, home: Path, tmp_path: Path) -> None:
+    os.chown(tmp_path, 1234, 1235)
+    engine = Client("engine", daemon, home)
+    mount = f"type=bind,source={tmp_path},target=/d,idmap=uids=1234-7-1;gids=1235-8-1"
+
+    assert engine("run", "--rm", "--mount", mount, "bb", "stat", "-c", "%u:%g", "/d").out == "7:8\n"
+
+
 # -- options of the local driver --------------------------------------------------------------------------------
 
 
@@ -614,3 +697,63 @@ def test_quotas_are_refused_where_the_file_system_has_none(cli: Client, volume: 
 
     if result.code:
         assert "quota size requested but no quota support" in result.err
+
+
+# -- faults ----------------------------------------------------------------------------------------------------
+
+
+def own_mounts(daemon: Daemon) -> list[str]:
+    return [line for line in Path("/proc/mounts").read_text().splitlines() if str(daemon.directory) in line]
+
+
+@pytest.mark.usefixtures("new")
+def test_a_killed_daemon_forgets_no_mount_and_no_event(own_daemon: Callable[..., Daemon], home: Path) -> None:
+    daemon = own_daemon()
+    docker = Client("docker", daemon, home)
+    before = own_mounts(daemon)
+    docker("volume", "create", "-o", "type=tmpfs", "-o", "device=tmpfs", "data")
+    mount = "type=image,source=bb,target=/img"
+    sub = "source=plain,target=/sub,volume-subpath=a"
+    docker("run", "--rm", "-v", "plain:/p", "bb", "mkdir", "/p/a")
+    docker("run", "-d", "--name", "keeper", "-v", "data:/d", "--mount", mount, "--mount", sub, "bb", "sleep", "300")
+    docker("exec", "keeper", "sh", "-c", "echo kept >/d/f")
+
+    daemon.stop(9)
+    daemon.start()
+
+    assert docker("exec", "keeper", "cat", "/d/f").out == "kept\n"
+    since = time.time()
+    docker("kill", "keeper")
+    docker("wait", "keeper")
+    wait_for(lambda: [each[0] for each in events(daemon, since)].count("unmount") == 2, "both unmount events")
+    assert own_mounts(daemon) == before
+    docker("rm", "-v", "keeper")
+    docker("volume", "rm", "data", "plain")
+    for name in ("data", "plain"):
+        assert not (daemon.directory / "data/volumes" / name).exists()
+
+
+@pytest.mark.usefixtures("new")
+def test_kill_9_amid_creates_and_mounts_leaves_nothing(own_daemon: Callable[..., Daemon], home: Path) -> None:
+    daemon = own_daemon()
+    docker = Client("docker", daemon, home)
+    before = own_mounts(daemon)
+    for delay in (0.05, 0.15, 0.3):
+        runs = [
+            docker.popen("run", "--rm", "-v", "/anonymous", "-v", f"named{n}:/etc", "--mount",
+                         "type=image,source=bb,target=/img", "bb", "true")
+            for n in range(4)
+        ]  # fmt: skip
+        time.sleep(delay)  # anywhere amid them: what matters is that it is amid
+        daemon.stop(9)
+        for run in runs:
+            run.communicate(timeout=60)
+        daemon.start()
+    everything = docker("ps", "-aq").out.split()
+    if everything:
+        docker("rm", "-f", "-v", *everything)
+    wait_for(lambda: own_mounts(daemon) == before, "all mounts to go")
+    docker("volume", "prune", "-f", "-a")
+    assert docker("volume", "ls", "-q").out == ""
+    assert sorted(path.name for path in (daemon.directory / "data/volumes").iterdir()) == []
+    assert list((daemon.directory / "run/volumes").glob("*")) == []

@@ -5,7 +5,6 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from engine import kernel
@@ -15,7 +14,6 @@ from engine.model.container import (
     BindOptions,
     Config,
     Container,
-    ContainerState,
     HostConfig,
     Mount,
     TmpfsOptions,
@@ -47,6 +45,19 @@ class Plugins:
             raise NotFound(f'plugin "{name}" not found') from None
 
 
+class Images:
+    """Root file systems that are nothing but keys; ``mounted`` are those that are up."""
+
+    def __init__(self, root):
+        self.root, self.roots, self.mounted = root, [], set()
+
+    def get(self, reference, platform=None):
+        raise NotFound(f"No such image: {reference}:latest")
+
+    def rootfs_ids(self):
+        return self.roots
+
+
 class World:
     """One engine's volumes with fakes below; ``told`` are the events so far."""
 
@@ -70,6 +81,7 @@ class World:
             state=tmp_path / "state" / "volumes",
             data_root=Path("/nowhere/engine"),
         )
+        self.volumes.images = Images(tmp_path / "roots")
         self.containers = {}
         self.volumes.users = lambda name: [
             each.id for each in self.containers.values() if any(point.name == name for point in each.mounts)
@@ -373,7 +385,10 @@ def test_mounting_fills_an_empty_volume_once_and_tells(world, tmp_path):
         async with world() as w:
             rootfs = rootfs_of(tmp_path)
             container = await w.container(binds=["v:/data:ro"])
-            (mount,) = await w.volumes.mount(container, rootfs)
+            assert w.volumes.may_need_content(container)
+            await w.volumes.populate(container, rootfs)
+            assert w.plugins.volume("local").mounts == set()
+            (mount,) = await w.volumes.mount(container)
             source = w.volumes.get("v").mountpoint
             assert plain(mount) == OciMount("/data", "bind", source, ("rbind", "rro"))
             assert (tmp_path / "root" / "v" / "file").read_text() == "from the image"
@@ -393,8 +408,7 @@ def test_mounting_fills_an_empty_volume_once_and_tells(world, tmp_path):
             assert len(w.told) == before
             # The user emptied it: a restart does not bring the image's files back.
             (tmp_path / "root" / "v" / "file").unlink()
-            state = ContainerState(started_at="2026-01-01T00:00:00Z")
-            await w.volumes.mount(msgspec.structs.replace(container, state=state), rootfs)
+            await w.volumes.mount(container)
             assert list((tmp_path / "root" / "v").iterdir()) == []
 
     run(scenario)
@@ -404,7 +418,8 @@ def test_nocopy_leaves_a_volume_empty(world, tmp_path):
     async def scenario():
         async with world() as w:
             container = await w.container(binds=["v:/data:nocopy"])
-            await w.volumes.mount(container, rootfs_of(tmp_path))
+            assert not w.volumes.may_need_content(container)
+            await w.volumes.populate(container, rootfs_of(tmp_path))
             assert list((tmp_path / "root" / "v").iterdir()) == []
 
     run(scenario)
@@ -414,7 +429,7 @@ def test_the_missing_source_of_a_v_flag_is_made_and_that_of_a_mount_is_not(world
     async def scenario():
         async with world() as w:
             made = await w.container("made", binds=[f"{tmp_path}/new/dir:/x"])
-            (mount,) = await w.volumes.mount(made, tmp_path)
+            (mount,) = await w.volumes.mount(made)
             assert (tmp_path / "new" / "dir").is_dir()
             assert plain(mount) == OciMount("/x", "bind", f"{tmp_path}/new/dir", ("rbind", "rprivate"))
             source = tmp_path / "there"
@@ -423,10 +438,10 @@ def test_the_missing_source_of_a_v_flag_is_made_and_that_of_a_mount_is_not(world
             gone = await w.container(
                 "gone", mounts=[Mount(type="bind", source=str(source), target="/x", bind_options=options)]
             )
-            assert plain((await w.volumes.mount(gone, tmp_path))[0]).options == ("bind", "rprivate")
+            assert plain((await w.volumes.mount(gone))[0]).options == ("bind", "private")
             source.rmdir()
             with pytest.raises(InvalidParameter, match=f"bind source path does not exist: {source}"):
-                await w.volumes.mount(gone, tmp_path)
+                await w.volumes.mount(gone)
 
     run(scenario)
 
@@ -461,7 +476,7 @@ def test_what_the_mount_of_a_source_forbids_stays_forbidden(world, tmp_path):
     async def scenario():
         async with world() as w:
             container = await w.container(binds=[f"{tmp_path}/strict:/x"])
-            (mount,) = await w.volumes.mount(container, tmp_path)
+            (mount,) = await w.volumes.mount(container)
             assert mount.options == ("rbind", "nosuid", "noexec", "ro", "rprivate")
 
     try:
@@ -485,7 +500,7 @@ def test_a_subpath_is_pinned_and_cannot_lead_out(world, tmp_path):
                 return Mount(type="volume", source="v", target="/x", volume_options=options)
 
             good = await w.container("good", mounts=[mount("sub/deep")])
-            (mounted,) = await w.volumes.mount(good, tmp_path)
+            (mounted,) = await w.volumes.mount(good)
             assert mounted.source == str(tmp_path / "state" / "volumes" / "good" / "0")
             (volume / "sub" / "deep" / "file").touch()
             (volume / "sub").rename(volume / "moved")
@@ -495,7 +510,7 @@ def test_a_subpath_is_pinned_and_cannot_lead_out(world, tmp_path):
             for name, subpath in (("evil", "evil"), ("none", "none")):
                 bad = await w.container(name, mounts=[mount(subpath)])
                 with pytest.raises(InvalidParameter, match=r"cannot access path .*: no such file or directory"):
-                    await w.volumes.mount(bad, tmp_path)
+                    await w.volumes.mount(bad)
                 await w.volumes.unmount(bad)
 
     run(scenario)

@@ -183,7 +183,7 @@ class ImageOptions(_Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Mount(_Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """``--mount``; ``type`` is bind, volume, tmpfs, image, npipe or cluster. ``id_map`` is ours: other owners inside."""
+    """``--mount``; ``type`` is bind, volume, tmpfs, image, npipe or cluster; ``id_map`` (ours) maps owners."""
 
     type: str = ""
     source: str = ""

@@ -181,7 +181,7 @@ def _user_namespace(uids: Sequence[IdRange], gids: Sequence[IdRange]) -> Iterato
     with subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", _NEW_NAMESPACE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={}
     ) as process:
-        assert process.stdout is not None  # noqa: S101 - said to mypy
+        assert process.stdout is not None
         if process.stdout.readline().strip() != b"0":
             raise NotSupported("idmap: this host lets nobody make user namespaces (user.max_user_namespaces)")
         proc = Path(f"/proc/{process.pid}")
@@ -263,9 +263,8 @@ def _bind_options(point: MountPoint, source: str | Path) -> tuple[str, ...]:
         words.append("ro" if shallow else "rro")
     if point.propagation:
         propagation = _propagation(point)
-        words.append(
-            propagation.removeprefix("r") if alone else propagation
-        )  # crun would bind recursively for rprivate
+        # crun would bind recursively for the sake of rprivate
+        words.append(propagation.removeprefix("r") if alone else propagation)
     return tuple(words)
 
 

@@ -27,6 +27,7 @@ from engine.volumes.plan import check_tmpfs, plan
 from engine.workers import KeyedLocks, Workers
 
 if TYPE_CHECKING:
+    from engine.drivers.volume import Volume
     from engine.events import Events
     from engine.model.image import Image
     from engine.platforms import Platform
@@ -126,7 +127,7 @@ class Volumes:
                         driver=driver_name,
                         created_at=volume.created,
                         labels={ANONYMOUS_LABEL: ""} if is_id(name) else None,
-                        mountpoint=str(volume.mountpoint),
+                        mountpoint=_place(volume),
                         options=dict(volume.options) or None,
                     )
                     self._records[name] = record
@@ -368,7 +369,7 @@ class Volumes:
             driver=driver_name,
             created_at=volume.created,
             labels=None if labels is None else dict(labels),
-            mountpoint=str(volume.mountpoint),
+            mountpoint=_place(volume),
             options=None if options is None else dict(options),
             scope=driver.scope,
         )
@@ -448,6 +449,11 @@ def _put(record: VolumeRecord) -> Put:
 def _any_label(filters: Filters, labels: Mapping[str, str]) -> bool:
     """Whether any of ``label!`` matches."""
     return any(Filters({"label": [wanted]}).labels(labels) for wanted in filters["label!"])
+
+
+def _place(volume: Volume) -> str:
+    """The mountpoint as shown; drivers that mount late have none yet."""
+    return "" if volume.mountpoint == Path() else str(volume.mountpoint)
 
 
 def _root_key(container_id: str, index: int | str) -> str:
