@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pluggy
 
+from engine import legacy_plugins
 from engine.drivers import DriverContext, DriverDescription
 from engine.errors import EngineError, InvalidParameter, NotFound, PluginError
 from engine.hookspecs import PROJECT, Hooks
@@ -50,6 +51,8 @@ _PROVIDING = {
     "store": "engine_image_stores",
     "log": "engine_log_drivers",
 }
+# What speaks Docker's legacy plugin protocol for us, by kind.
+_LEGACY = {"volume": "engine.volumes.legacy:LegacyVolumes"}
 # Names preferred where several drivers could serve by default: faster or more capable first.
 _PREFERRED = {"runtime": ("crun", "runc"), "store": ("overlay2", "vfs")}
 
@@ -279,8 +282,16 @@ class Plugins:
         return cast("NetworkDriver", self._driver("network", self._find("network", name)))
 
     def volume(self, name: str) -> VolumeDriver:
-        """A volume driver; `NotFound` in dockerd's words."""
+        """A volume driver: one of ours, else one of Docker's legacy plugins; `NotFound` in dockerd's words."""
+        if name not in self._table["volume"] and (legacy := self._legacy("volume", name)) is not None:
+            return cast("VolumeDriver", self._driver("volume", legacy))
         return cast("VolumeDriver", self._driver("volume", self._find("volume", name)))
+
+    @staticmethod
+    def _legacy(kind: str, name: str) -> DriverDescription | None:
+        if legacy_plugins.find(name) is None:
+            return None
+        return DriverDescription(name=name, loader=_LEGACY[kind], summary="A legacy plugin of Docker's protocol")
 
     def image_store(self, name: str | None = None) -> ImageStoreDriver:
         """An image store; without a name the configured one, else the best that works here."""

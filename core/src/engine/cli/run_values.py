@@ -172,6 +172,8 @@ def mount(text: str) -> dict[str, Any]:
             group("VolumeOptions")["DriverConfig"]["Name"] = value
         elif key == "volume-opt":
             group("VolumeOptions")["DriverConfig"].setdefault("Options", {}).update(pairs([value]))
+        elif key == "idmap":
+            result["IDMap"] = value
         elif key == "image-subpath":
             group("ImageOptions")["Subpath"] = value
         elif key == "tmpfs-size":
