@@ -26,8 +26,10 @@ from engine import kernel
 from engine.drivers.store import LayerSource
 from engine.errors import EngineError, Forbidden, InvalidParameter, NotFound
 from engine.layers import detect_compression
+from engine.layers.extract import Whiteouts
 from engine.layers.pack import write_path, write_tree
 from engine.layers.unpack import unpack
+from engine.oci import users
 from engine.timestamps import rfc3339
 
 if TYPE_CHECKING:
@@ -194,7 +196,7 @@ async def read(containers: Containers, ref: str, path: str) -> tuple[str, AsyncG
         except OSError as error:
             raise _missing(ref, path, error) from None
         held.callback(os.close, parent)
-        shown = os.fsencode(posixpath.basename(absolute) or ".")
+        shown = os.fsencode(posixpath.basename(absolute) or "/")
         stream = _piped(containers, held, lambda output: write_path(parent, name, shown, output))
     except BaseException:
         await held.aclose()
@@ -280,7 +282,11 @@ async def write(
     keep_kinds: bool = False,
     copy_owner: bool = False,
 ) -> None:
-    """Unpack a tar stream, compressed or not, into a directory of the container."""
+    """Unpack a tar stream, compressed or not, into a directory of the container.
+
+    ``keep_kinds`` refuses to put a file where a directory is and the other way round; ``copy_owner`` gives everything
+    to the container's user.
+    """
     container = containers.get(ref)
     absolute, _ = _absolute(path)
     async with _root(containers, container, absolute) as root:
@@ -294,13 +300,28 @@ async def write(
         try:
             if root.writable:
                 raise Forbidden(root.writable)
-            await _unpack(containers, target, body)
+            owner = await containers.workers.call(_owner, root, container) if copy_owner else None
+            await _unpack(containers, target, body, "copy-keeping-kinds" if keep_kinds else "copy", owner)
         finally:
             os.close(target)
     await containers.event(container, "extract-to-dir")
 
 
-async def _unpack(containers: Containers, target: int, body: AsyncIterator[bytes]) -> None:
+def _owner(root: _Root, container: Container) -> tuple[int, int] | None:
+    """Whom ``copyUIDGID`` gives files to: the container's user; None when that is nobody in particular."""
+    if not container.config.user:
+        return None
+    user = users.find(Path(f"/proc/self/fd/{root.fd}"), container.config.user)
+    return user.uid, user.gid
+
+
+async def _unpack(
+    containers: Containers,
+    target: int,
+    body: AsyncIterator[bytes],
+    form: Whiteouts,
+    owner: tuple[int, int] | None,
+) -> None:
     call = containers.workers.call
     head = b""
     async for chunk in body:
@@ -310,7 +331,7 @@ async def _unpack(containers: Containers, target: int, body: AsyncIterator[bytes
     readable, writable = os.pipe2(os.O_CLOEXEC)
     _enlarge(writable)
     source = LayerSource(fd=readable, compression=detect_compression(head))
-    unpacking = asyncio.ensure_future(call(unpack, source, target, "apply", deadline=None))
+    unpacking = asyncio.ensure_future(call(unpack, source, target, form, owner, deadline=None))
     unpacking.add_done_callback(lambda _: os.close(readable))
     try:
         await call(_write_all, writable, head, deadline=None)

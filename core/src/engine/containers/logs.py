@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from urllib.parse import quote_plus
 
 from engine.drivers.log import LogCursor, LogEntry, LogQuery
 from engine.errors import InvalidParameter, NotSupported
@@ -112,7 +112,7 @@ def _details(container: Container) -> bytes:
     environment = dict(line.partition("=")[::2] for line in container.config.env or ())
     found = {name: labels[name] for name in options.get("labels", "").split(",") if name in labels}
     found |= {name: environment[name] for name in options.get("env", "").split(",") if name in environment}
-    return ",".join(f"{quote(k)}={quote(v)}" for k, v in sorted(found.items())).encode() + b" "
+    return ",".join(f"{quote_plus(k)}={quote_plus(v)}" for k, v in sorted(found.items())).encode() + b" "
 
 
 async def _read(containers: Containers, begin: object, form: _Form) -> AsyncIterator[bytes]:

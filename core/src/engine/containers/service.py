@@ -583,7 +583,7 @@ class Containers(ContainerRecords):
         await self._attach_pending(live, None)
         await self.event(container, "destroy")
         for condition in ("next-exit", "not-running", "removed"):
-            live.answer(condition, container.state.exit_code, container.state.error)
+            live.answer(condition, container.state.exit_code)
 
     async def prune(self, filters: Filters) -> dict[str, Any]:
         """Remove all stopped containers that match; the body of ``/containers/prune``."""

@@ -90,7 +90,7 @@ def _job(request: dict[str, Any], source: int, target: int, result: int) -> int:
 
 
 def _apply(request: dict[str, Any], source: int, root: int, plain: Decompressor) -> dict[str, Any]:
-    extractor = Extractor(root, request["whiteouts"])
+    extractor = Extractor(root, request["whiteouts"], request.get("owner"))
     pump = _Pump(plain(lambda count: os.read(source, count)))
     stream = Stream(pump.chunks())
     try:

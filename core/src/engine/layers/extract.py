@@ -30,12 +30,13 @@ from engine.layers.tree import remove_tree
 
 __all__ = ["Extractor", "Whiteouts"]
 
-Whiteouts = Literal["overlay", "apply"]
+Whiteouts = Literal["overlay", "apply", "copy", "copy-keeping-kinds"]
 
 _RESOLVE = kernel.RESOLVE_IN_ROOT | kernel.RESOLVE_NO_MAGICLINKS
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 _FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _PREFIX = b".wh."
+_NO_PREFIX = b"/"  # what no name begins with
 _OPAQUE = b".wh..wh..opq"
 _SPECIAL = b".wh..wh."
 _XATTRS = ("user.", "security.", "system.posix_acl_")
@@ -50,15 +51,21 @@ class Extractor:
     ``whiteouts="overlay"`` turns whiteouts into overlayfs's own (a 0/0 character device) and collects opaque
     directories in `opaque`, for the caller to mark: the attribute needs a privilege this code should not have.
     ``whiteouts="apply"`` removes what they name; the directory then holds the parent layer's files already.
+    ``whiteouts="copy"`` knows none: the archive is a client's (``docker cp``) and goes over what is there already;
+    with ``copy-keeping-kinds`` a directory is not replaced by something else nor the other way round. ``owner`` (uid,
+    gid) is who then owns everything, whatever the archive says.
     `size` is the sum of the sizes of files and symbolic links, as Docker counts them; `inodes` what was made.
     """
 
-    def __init__(self, root: int, whiteouts: Whiteouts) -> None:
+    def __init__(self, root: int, whiteouts: Whiteouts, owner: tuple[int, int] | None = None) -> None:
         self.size = 0
         self.inodes = 0
         self.opaque: set[bytes] = set()
         self._root = root
-        self._apply = whiteouts == "apply"
+        self._apply = whiteouts != "overlay"
+        self._prefix = _NO_PREFIX if whiteouts.startswith("copy") else _PREFIX
+        self._keep_kinds = whiteouts == "copy-keeping-kinds"
+        self._given_owner = owner
         self._ours: set[bytes] = set()  # with "apply": paths of this layer, which its own whiteouts spare
         self._directories: dict[bytes, int] = {}  # open parents by path
         self._last: tuple[bytes, bytes, int] | None = None  # of the last entry: parent as written, its path, descriptor
@@ -71,6 +78,8 @@ class Extractor:
         old_umask = os.umask(0)
         try:
             for entry in entries(stream):
+                if self._given_owner is not None:
+                    entry.uid, entry.gid = self._given_owner
                 try:
                     self._one(entry, stream)
                 except OSError as error:
@@ -87,7 +96,7 @@ class Extractor:
         if self._last is not None:  # most entries follow one of the same directory
             head, _, name = entry.name.rpartition(b"/")
             written, parent, directory = self._last
-            if head == written and name not in _NO_NAMES and not name.startswith(_PREFIX):
+            if head == written and name not in _NO_NAMES and not name.startswith(self._prefix):
                 self._place(entry, name, parent + b"/" + name if parent else name, directory, stream)
                 return
         self._close_retired()
@@ -99,10 +108,10 @@ class Extractor:
             return
         name = parts[-1]
         path = b"/".join(parts)
-        if name.startswith(_PREFIX):
+        if name.startswith(self._prefix):
             self._whiteout(parts, name)
             return
-        if any(part.startswith(_SPECIAL) for part in parts):
+        if self._prefix == _PREFIX and any(part.startswith(_SPECIAL) for part in parts):
             return  # aufs's own bookkeeping in very old images
         directory = self._open_parent(parts[:-1])
         head, _, last = entry.name.rpartition(b"/")
@@ -119,6 +128,7 @@ class Extractor:
             try:
                 self._node(entry, name, directory, stream)
             except FileExistsError:
+                self._check_kind(name, directory, path, becomes_directory=False)
                 self._remove(name, directory, path)
                 self._node(entry, name, directory, stream)
         self.inodes += 1
@@ -131,11 +141,21 @@ class Extractor:
             fresh = False
             status = os.stat(name, dir_fd=directory, follow_symlinks=False)
             if not stat.S_ISDIR(status.st_mode):
+                self._check_kind(name, directory, path, becomes_directory=True)
                 self._remove(name, directory, path)
                 os.mkdir(name, entry.mode & 0o1777, dir_fd=directory)
                 if stat.S_ISCHR(status.st_mode) and status.st_rdev == 0:
                     self.opaque.add(path)  # the layer removed a directory and made a new one
         self._late[path] = (entry, fresh)
+
+    def _check_kind(self, name: bytes, directory: int, path: bytes, *, becomes_directory: bool) -> None:
+        if not self._keep_kinds:
+            return
+        is_directory = stat.S_ISDIR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode)
+        if is_directory and not becomes_directory:
+            raise InvalidParameter(f"cannot overwrite directory {_show(path)} with non-directory {_show(path)}")
+        if becomes_directory and not is_directory:
+            raise InvalidParameter(f"cannot overwrite non-directory {_show(path)} with directory {_show(path)}")
 
     def _node(self, entry: Entry, name: bytes, directory: int, stream: Stream) -> None:
         kind = entry.kind

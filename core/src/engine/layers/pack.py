@@ -47,7 +47,7 @@ def write_path(parent: int, name: bytes, shown: bytes, output: int) -> None:
         directory = os.open(name, _DIRECTORY, dir_fd=parent)
         try:
             for path, above, below in _walk(directory):
-                writer.add(shown + b"/" + path, above, below)
+                writer.add(shown.rstrip(b"/") + b"/" + path, above, below)
         finally:
             os.close(directory)
     writer.close()
@@ -130,7 +130,7 @@ class _Writer:
             return  # sockets have no form in a tar
         name = path.rpartition(b"/")[2] if name is None else name
         entry = Entry(
-            name=path + b"/" if kind == tar.DIRECTORY else path,
+            name=path.rstrip(b"/") + b"/" if kind == tar.DIRECTORY else path,
             kind=kind,
             mode=stat.S_IMODE(status.st_mode),
             uid=status.st_uid,

@@ -95,13 +95,15 @@ def close() -> None:
     _child.close()
 
 
-def unpack(source: LayerSource, target: int, whiteouts: Whiteouts) -> Unpacked:
+def unpack(
+    source: LayerSource, target: int, whiteouts: Whiteouts, owner: tuple[int, int] | None = None
+) -> Unpacked:
     """Apply ``source`` to the open directory ``target`` in the confined child. Blocks until it is done.
 
     Raises `InvalidParameter` for what is wrong with the input; the caller throws the directory away. Opaque
     directories are reported, not marked (see `mark_opaque`). Nothing is synced.
     """
-    request = {"compression": source.compression, "diff_id": source.diff_id, "whiteouts": whiteouts}
+    request = {"compression": source.compression, "diff_id": source.diff_id, "whiteouts": whiteouts, "owner": owner}
     own = source.path is not None
     fd = os.open(source.path, os.O_RDONLY | os.O_CLOEXEC) if source.path is not None else source.fd
     if fd is None:
