@@ -183,6 +183,7 @@ class Daemon:
         from engine.containers import Containers
         from engine.containers.execs import Execs
         from engine.containers.health import HealthChecks
+        from engine.drivers.cgroups import Cgroup, Layout
         from engine.events import Events
         from engine.images import Images
         from engine.monitor.client import Launcher
@@ -197,6 +198,8 @@ class Daemon:
         settings = self.config
         store = Store(settings.root / "engine.db")
         undo.push_async_callback(store.close)
+        if not settings.cgroup_parent:
+            undo.callback(Cgroup(Layout.read(), f"/engine-{settings.instance}").remove_if_empty)
         workers = Workers()
         undo.push_async_callback(workers.close)
         events = Events(store)

@@ -6,6 +6,7 @@ are gone. Shared by the runtime drivers, which differ in who makes the cgroups.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
@@ -68,6 +69,12 @@ class Cgroup:
         """The directories that exist, one a hierarchy."""
         roots = dict.fromkeys([*self.layout.controllers.values(), self.layout.unified])
         return [path for root in roots if root and (path := Path(root + self.path)).is_dir()]
+
+    def remove_if_empty(self) -> None:
+        """Remove the directories; one that still holds processes or other cgroups stays."""
+        for directory in self.directories():
+            with contextlib.suppress(OSError):
+                directory.rmdir()
 
     def processes(self) -> list[int]:
         """Every process in the cgroup and those below it, lowest id first."""
