@@ -18,6 +18,7 @@ import pytest
 from engine.drivers.log import LogWriter
 from engine.drivers.runtime import Launch
 from engine.errors import Conflict, EngineError, NotFound
+from engine.monitor import wire
 from engine.monitor.client import Exit, Launcher, LaunchFailed, Monitor, Task, read_exit
 
 # A runtime as `Launch` describes it: starts its arguments detached on its own stdio, writes the process id, exits.
@@ -544,6 +545,27 @@ def test_the_launcher_imports_nothing_but_what_a_monitor_needs(tmp_path: Path) -
     modules = set((tmp_path / "modules").read_text().split())
     assert "engine.monitor.process" in modules
     assert not modules & {"asyncio", "threading", "logging", "typing", "msgspec", "subprocess", "dataclasses"}
+    assert not modules & {
+        "re",
+        "enum",
+        "json",
+        "signal",
+        "socket",
+        "collections",
+        "functools",
+    }  # memory of each monitor
+
+
+@pytest.mark.parametrize("value", [{"a": [1, -2.5, True, None], "ä\n": "\u2028\ud83d\ude00"}, [], "", 0, {"x": {}}])
+def test_the_monitors_json_is_json(value: object) -> None:
+    assert json.loads(wire.encode(value)) == value
+    assert wire.decode(json.dumps(value).encode()) == value
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"{} {}", b"nul", b"\xff"])
+def test_what_is_no_json_is_a_value_error(text: bytes) -> None:
+    with pytest.raises(ValueError):
+        wire.decode(text)
 
 
 def test_a_reader_that_has_stopped_neither_holds_the_process_nor_loses_anything(run: Run) -> None:

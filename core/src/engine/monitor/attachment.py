@@ -13,15 +13,17 @@ import _socket
 import os
 import struct
 import time
-from collections import deque
 
 from engine.monitor.loop import ERROR, HANGUP, READ, WRITE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections import deque
     from collections.abc import Callable
 
     from engine.monitor.loop import Loop
+else:
+    from _collections import deque
 
 HIGH_WATER = 256 * 1024
 STALL = 5.0

@@ -14,11 +14,14 @@ from __future__ import annotations
 
 import _socket
 import gc
-import json
 import os
-import signal
 import sys
-import types
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal
+else:
+    import _signal as signal
 
 _PACKET = 1 << 20
 _PATH_MAX = 4096
@@ -26,7 +29,7 @@ _PATH_MAX = 4096
 
 def _see_only_the_engine() -> None:
     """Make ``engine.kernel`` and ``engine.monitor.*`` importable, and nothing else outside the standard library."""
-    package = types.ModuleType("engine")
+    package = type(sys)("engine")
     package.__path__ = [os.path.dirname(os.path.dirname(os.path.abspath(__file__)))]
     sys.modules["engine"] = package
 
@@ -70,11 +73,11 @@ def _fork_ahead(requests: _socket.socket, taken: int, told: int) -> bool:
 
 
 def _refuse_one(requests: _socket.socket) -> bool:
-    from engine.monitor.wire import receive
+    from engine.monitor.wire import encode, receive
 
     packet, fds, _ = receive(requests, _PACKET, 1)
     for fd in fds:
-        os.write(fd, json.dumps({"event": "hello", "error": "fork: there are too many processes"}).encode())
+        os.write(fd, encode({"event": "hello", "error": "fork: there are too many processes"}))
         os.close(fd)
     return bool(packet)
 
@@ -107,14 +110,13 @@ def main() -> None:
     os.chdir("/")
     os.umask(0o022)
     _see_only_the_engine()
-    from engine.monitor import oom, process, start
+    from engine.monitor import oom, process, start  # noqa: F401 - the monitors want process
 
     start.set_title("engine-launcher")
     sys.path += [directory for directory in sys.argv[2].split(":") if directory]
     for source in sys.argv[3:]:
         start.load_source(source)
     oom.memory_mount()
-    json.loads(json.dumps({"warm": process.SETTLE}))
     gc.collect()
     gc.freeze()
     _serve(requests)

@@ -10,12 +10,9 @@ from __future__ import annotations
 
 import _socket
 import fcntl
-import json
 import os
-import signal
 import termios
 import time
-from collections import deque
 
 from engine import kernel
 from engine.monitor import start
@@ -23,11 +20,16 @@ from engine.monitor.attachment import CHUNK, UNSTARTED, Attachment
 from engine.monitor.loop import READ, WRITE, Loop
 from engine.monitor.oom import OomWatch
 from engine.monitor.stdin import Stdin
-from engine.monitor.wire import receive
+from engine.monitor.wire import decode, encode, receive
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import signal
+    from collections import deque
     from typing import Any, NoReturn
+else:
+    import _signal as signal
+    from _collections import deque
 
 SETTLE = 0.1  # after the exit: how long output may still arrive before the exit is recorded
 LINGER = 2.0  # after the exit: how long a grandchild that holds the output open keeps the attachments
@@ -67,7 +69,7 @@ class Connection:
         """Send now or later; a peer that takes nothing for long is dropped."""
         if self.closed:
             return
-        self._queue.append(json.dumps(message).encode())
+        self._queue.append(encode(message))
         if len(self._queue) > _BACKLOG:
             self.close()
         elif len(self._queue) == 1:
@@ -106,7 +108,7 @@ class Connection:
             return
         identifier: Any = None
         try:
-            message = json.loads(packet)
+            message = decode(packet)
             identifier = message["id"]
             if truncated:
                 raise Refused("invalid", "too many descriptors")
@@ -394,7 +396,7 @@ class Monitor:
             if self._oom.fd >= 0:
                 self.loop.watch(self._oom.fd, READ, self._oom_noticed)
         record = {"pid": pid, "ticks": start.start_ticks(pid), "monitor": os.getpid()}
-        start.write_file(self._directory + "/process.json", json.dumps(record), durable=False)
+        start.write_file(self._directory + "/process.json", encode(record), durable=False)
         if self._terminal:
             stderr = self._outputs.pop(2, -1)
             if stderr >= 0:
@@ -633,7 +635,7 @@ class Monitor:
         self.loop.cancel(self._settle_timer)
         self._release()
         record = {key: value for key, value in self._exit.items() if key != "event"}
-        start.write_file(self._directory + "/exit.json", json.dumps(record), durable=not self._task["exec"])
+        start.write_file(self._directory + "/exit.json", encode(record), durable=not self._task["exec"])
         start.unlink(self._directory + "/monitor.sock")
         self._tell(self._exit)
         if self._outputs:
@@ -697,7 +699,7 @@ def stand_by(requests: _socket.socket, told: int) -> NoReturn:
     packet, fds, _ = receive(requests, _TASK, 1)
     if not packet:
         os._exit(0)
-    task = json.loads(packet)
+    task = decode(packet)
     status = 0
     try:
         os.write(told, (task["log"]["source"] if task["log"] else "").encode() + b"\n")

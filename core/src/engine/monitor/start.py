@@ -5,7 +5,6 @@ from __future__ import annotations
 import _socket
 import fcntl
 import os
-import signal
 import sys
 import termios
 import types
@@ -15,8 +14,11 @@ from engine.monitor.wire import receive
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import signal
     from collections.abc import Mapping
     from typing import Any, NoReturn
+else:
+    import _signal as signal
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _RESET = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD)
@@ -177,8 +179,9 @@ def start_ticks(pid: int) -> int:
 
 def set_title(name: str) -> None:
     """What ``ps`` and ``top`` call this process; at most 15 letters."""
-    with open("/proc/self/comm", "w") as comm:
-        comm.write(name)
+    comm = os.open("/proc/self/comm", os.O_WRONLY | os.O_CLOEXEC)
+    os.write(comm, name.encode())
+    os.close(comm)
 
 
 def children() -> list[int]:
@@ -196,12 +199,12 @@ def unlink(path: str) -> None:
         pass
 
 
-def write_file(path: str, text: str, *, durable: bool) -> None:
+def write_file(path: str, content: bytes, *, durable: bool) -> None:
     """Replace ``path`` in one step; with ``durable`` it is on disk, and so is its name, afterwards."""
     temporary = path + ".new"
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
-        os.write(fd, text.encode())
+        os.write(fd, content)
         if durable:
             os.fsync(fd)
     finally:

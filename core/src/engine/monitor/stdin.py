@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections import deque
 
 from engine.monitor.loop import WRITE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections import deque
     from collections.abc import Callable
 
     from engine.monitor.loop import Loop
+else:
+    from _collections import deque
 
 HIGH_WATER = 256 * 1024
 
