@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import http.client
+import io
 import json
 import os
 import socket
+import tarfile
 import time
 import urllib.parse
 from collections.abc import Callable
@@ -363,3 +365,74 @@ def test_two_hundred_runs_leave_nothing_behind(daemon: Daemon, target: str) -> N
         ),
         f"everything to be given back: {before}, {leftovers(daemon)}",
     )
+
+
+# -- attach over WebSocket, copy ------------------------------------------------------------------------------
+
+
+def test_attach_over_a_websocket_passes_messages_both_ways(daemon: Daemon, docker: Client, name: str) -> None:
+    docker("run", "-d", "-i", "--name", name, "bb", "sh", "-c", 'while read l; do echo "got $l"; done')
+    sock = socket.socket(socket.AF_UNIX)
+    sock.settimeout(10)
+    sock.connect(str(daemon.socket))
+    sock.sendall(
+        f"GET /v1.41/containers/{name}/attach/ws?stream=1&stdin=1&stdout=1&stderr=1 HTTP/1.1\r\nHost: d\r\n"
+        "Upgrade: websocket\r\nConnection: Upgrade\r\nOrigin: http://d\r\n"
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
+    )
+    head = sock.recv(4096)
+    assert head.startswith(b"HTTP/1.1 101 ")
+    assert b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=" in head
+    text, mask = b"hello\n", b"abcd"
+    sock.sendall(bytes([0x81, 0x80 | len(text)]) + mask + bytes(c ^ mask[i % 4] for i, c in enumerate(text)))
+    assert sock.recv(4096) == b"\x82\x0agot hello\n"
+    docker("kill", name)
+    assert sock.recv(4096) == b"\x88\x02\x03\xe8"
+    sock.close()
+
+
+def archive(*members: tuple[str, bytes | None]) -> bytes:
+    """A tar of files, and of directories where the content is None."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for member, content in members:
+            info = tarfile.TarInfo(member)
+            info.uid = info.gid = 1234
+            info.type = tarfile.DIRTYPE if content is None else tarfile.REGTYPE
+            info.mode, info.size = 0o755, len(content or b"")
+            tar.addfile(info, io.BytesIO(content or b""))
+    return buffer.getvalue()
+
+
+def test_names_that_look_like_whiteouts_are_names_to_cp(daemon: Daemon, docker: Client, name: str) -> None:
+    docker("run", "-d", "--name", name, "-u", "1000", "bb", "sleep", "99")
+    docker("exec", name, "touch", "/tmp/x")
+    url = f"/containers/{name}/archive?path=/tmp"
+    assert request(daemon, "PUT", url, archive((".wh.x", b"1"), (".wh..wh..opq", b"")), "application/x-tar")[0] == 200
+
+    assert docker("exec", name, "ls", "-A", "/tmp").out.split() == [".wh..wh..opq", ".wh.x", "x"]
+
+
+def test_put_archive_keeps_kinds_and_gives_to_the_user_when_asked(daemon: Daemon, docker: Client, name: str) -> None:
+    docker("run", "-d", "--name", name, "-u", "1000:1000", "bb", "sleep", "99")
+    docker("exec", name, "sh", "-c", "mkdir /tmp/d; touch /tmp/f")
+    url = f"/containers/{name}/archive?path=/tmp"
+    for member in (("d", b"file"), ("f", None)):
+        status, answer = request(
+            daemon, "PUT", f"{url}&noOverwriteDirNonDir=true", archive(member), "application/x-tar"
+        )
+        assert status in (400, 500)
+        assert "cannot overwrite" in str(answer["message"])
+    assert request(daemon, "PUT", f"{url}&copyUIDGID=1", archive(("own", b"")), "application/x-tar")[0] == 200
+    assert request(daemon, "PUT", url, archive(("as-is", b"")), "application/x-tar")[0] == 200
+    assert docker("exec", name, "stat", "-c", "%u", "/tmp/own", "/tmp/as-is").out.split() == ["1000", "1234"]
+
+
+def test_the_root_of_a_stopped_container_can_be_copied_out(docker: Client, name: str, tmp_path: Path) -> None:
+    docker("run", "--name", name, "bb", "sh", "-c", "echo hi > /root/file; ln -s file /root/link")
+    docker("cp", f"{name}:/", str(tmp_path / "all"))
+    assert (tmp_path / "all" / "root" / "file").read_text() == "hi\n"
+    docker("cp", f"{name}:/root/link", str(tmp_path / "link"))
+    docker("cp", "-L", f"{name}:/root/link", str(tmp_path / "followed"))
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "followed").read_text() == "hi\n"

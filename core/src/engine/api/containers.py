@@ -10,6 +10,7 @@ import msgspec
 
 from engine.api import codec
 from engine.api.router import Request, Response, Route
+from engine.api.websocket import Bridge, accept_key
 from engine.containers import commit as container_commit
 from engine.containers import files as container_files
 from engine.containers import stats as container_stats
@@ -250,6 +251,32 @@ async def attach(services: Services, request: Request) -> None:
     )
 
 
+async def attach_websocket(services: Services, request: Request) -> None:
+    """GET /containers/{ref}/attach/ws."""
+    query = request.query
+    container = services.containers.get(request.params["ref"])
+    check_attachable(container)
+    parse_keys(query.get("detachKeys"))
+    accept = accept_key(request.headers.get("sec-websocket-key", ""))
+    client = await request.hijack(websocket=accept)
+    bridge = Bridge(client, framed=not container.config.tty)
+    serving = services.workers.spawn(bridge.run(), name=f"websocket {container.id[:12]}")
+    try:
+        await services.containers.attach(
+            container.id,
+            bridge,
+            logs=query.flag("logs"),
+            stream=query.flag("stream"),
+            stdin=query.flag("stdin"),
+            stdout=query.flag("stdout"),
+            stderr=query.flag("stderr"),
+            detach_keys=query.get("detachKeys"),
+        )
+    except BaseException:
+        serving.cancel()
+        raise
+
+
 def stream_type(request: Request, terminal: bool) -> str:
     """The content type of a stream of output; before API 1.42 it is always the raw one."""
     return _RAW if terminal or request.version < (1, 42) else _MULTIPLEXED
@@ -377,6 +404,7 @@ ROUTES = [
     Route("POST", "/containers/{ref}/update", update),
     Route("POST", "/containers/{ref}/wait", wait),
     Route("POST", "/containers/{ref}/attach", attach, hijack=True),
+    Route("GET", "/containers/{ref}/attach/ws", attach_websocket, hijack=True),
     Route("GET", "/containers/{ref}/logs", logs),
     Route("GET", "/containers/{ref}/stats", stats),
     Route("GET", "/containers/{ref}/top", top),

@@ -286,8 +286,8 @@ class _Exchange:
             raise DeadlineExceeded("the request body did not arrive in time") from None
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    async def hijack(self, upgrade: str | None, content_type: str) -> Hijacked:
-        return await self.connection.hijack(self, upgrade, content_type)
+    async def hijack(self, upgrade: str | None, content_type: str, websocket: str = "") -> Hijacked:
+        return await self.connection.hijack(self, upgrade, content_type, websocket)
 
     @property
     def identity(self) -> Identity:
@@ -653,7 +653,9 @@ class _Connection(asyncio.Protocol):
         exchange = self._queue[-1]
         return min(len(data), len(exchange.chunks[-1])) if exchange.chunks else 0
 
-    async def hijack(self, exchange: _Exchange, upgrade: str | None, content_type: str) -> Hijacked:
+    async def hijack(
+        self, exchange: _Exchange, upgrade: str | None, content_type: str, websocket: str = ""
+    ) -> Hijacked:
         """See `Request.hijack`."""
         if exchange.route is None or not exchange.route.hijack:
             raise RuntimeError("the route is not declared with hijack=True")
@@ -673,7 +675,10 @@ class _Connection(asyncio.Protocol):
         exchange.taken = True
         self._queue.clear()
         self._transport.abort()  # closes the server's own descriptor; the connection lives on in ours
-        if upgrade:
+        if websocket:
+            head = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            head += f"Sec-WebSocket-Accept: {websocket}\r\n"
+        elif upgrade:
             head = "HTTP/1.1 101 UPGRADED\r\n"
             head += f"Content-Type: {content_type}\r\nConnection: Upgrade\r\nUpgrade: {upgrade}\r\n"
         else:

@@ -106,7 +106,7 @@ class Connection(Protocol):
         """The body as it comes, with backpressure."""
         ...
 
-    def hijack(self, upgrade: str | None, content_type: str) -> Awaitable[Hijacked]:
+    def hijack(self, upgrade: str | None, content_type: str, websocket: str = "") -> Awaitable[Hijacked]:
         """Answer 101 or 200 and hand over the socket."""
         ...
 
@@ -184,15 +184,18 @@ class Request:
         """The body as ``kind``, read as dockerd does: content type checked; without a body, ``kind()``."""
         return codec.read_json(await self.body(), self.headers.get("content-type", ""), kind)  # type: ignore[no-any-return]
 
-    async def hijack(self, *, content_type: str = "application/vnd.docker.raw-stream") -> Hijacked:
+    async def hijack(
+        self, *, content_type: str = "application/vnd.docker.raw-stream", websocket: str = ""
+    ) -> Hijacked:
         """Answer and take the socket: 101 UPGRADED when the client asked for an upgrade, else 200 without a length.
 
         The route must be declared with ``hijack=True``; the handler then returns None. Errors before this call are
-        ordinary responses; after it the handler must close the socket itself, whatever happens.
+        ordinary responses; after it the handler must close the socket itself, whatever happens. ``websocket`` is the
+        answer to a WebSocket handshake's key.
         """
         assert self.connection is not None
         upgrade = self.headers.get("upgrade") if "upgrade" in self.headers.get("connection", "").lower() else None
-        return await self.connection.hijack(upgrade, content_type)
+        return await self.connection.hijack(upgrade, content_type, websocket)
 
 
 @dataclass(slots=True)
