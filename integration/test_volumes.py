@@ -8,6 +8,7 @@ import json
 import os
 import socket
 import subprocess
+import sys
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator
@@ -697,6 +698,87 @@ def test_quotas_are_refused_where_the_file_system_has_none(cli: Client, volume: 
 
     if result.code:
         assert "quota size requested but no quota support" in result.err
+
+
+# -- Docker's legacy volume plugins ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def plugin(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """A plugin that runs where dockerd looks for plugins: its name and its directory."""
+    name = f"engine-test-{os.getpid()}-{time.monotonic_ns()}"
+    place = Path("/run/docker/plugins") / f"{name}.sock"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    process = subprocess.Popen([sys.executable, "-m", "engine.testing.legacy_plugin", str(place), str(tmp_path)])
+    try:
+        wait_for(place.is_socket, "the plugin to listen")
+        yield name, tmp_path
+    finally:
+        process.terminate()
+        process.wait(10)
+        place.unlink(missing_ok=True)
+
+
+def test_a_legacy_plugin_is_a_volume_driver(cli: Client, volume: str, name: str, plugin: tuple[str, Path]) -> None:
+    driver, root = plugin
+    failed = cli("volume", "create", "-d", driver, "-o", "fail=no room here", volume, check=False)
+    assert failed.code == 1
+    assert "no room here" in failed.err
+    cli("volume", "create", "-d", driver, "-o", "share=x", "--label", "a=b", volume)
+    shown = json.loads(cli("volume", "inspect", volume).out)[0]
+    assert (shown["Driver"], shown["Scope"], shown["Labels"]) == (driver, "global", {"a": "b"})
+    assert shown["Mountpoint"] == str(root / f"volume-{volume}")
+    assert shown["Status"]["kind"] == "test"
+    assert shown["Options"] == {"share": "x"}
+    assert [driver, volume] in [line.split() for line in cli("volume", "ls").out.splitlines()]
+
+    cli("run", "--name", name, "-v", f"{volume}:/d", "bb", "sh", "-c", "echo through >/d/f")
+
+    assert (root / f"volume-{volume}" / "f").read_text() == "through\n"
+    identifier = cli.inspect(name)["Id"]
+    calls = [json.loads(line) for line in (root / "calls").read_text().splitlines()]
+    used = [(method, question) for method, question in calls if question.get("Name") == volume and "ID" in question]
+    assert [method for method, _ in used] == ["VolumeDriver.Mount", "VolumeDriver.Unmount"]
+    assert used[0][1]["ID"] == used[1][1]["ID"]
+    assert len(identifier) == len(used[0][1]["ID"])
+    cli("rm", name)
+    cli("volume", "rm", volume)
+    assert not (root / f"volume-{volume}").exists()
+
+
+def test_run_makes_volumes_of_the_driver_it_names(cli: Client, volume: str, plugin: tuple[str, Path]) -> None:
+    driver, root = plugin
+    mount = f"source={volume},target=/d,volume-driver={driver},volume-opt=share=y"
+    cli("run", "--rm", "--mount", mount, "bb", "touch", "/d/f")
+    assert (root / f"volume-{volume}" / "f").exists()
+    assert json.loads((root / f"options-{volume}").read_text()) == {"share": "y"}
+    cli("volume", "rm", volume)
+    cli("run", "--rm", "--volume-driver", driver, "-v", f"{volume}:/d", "bb", "touch", "/d/g")
+    assert (root / f"volume-{volume}" / "g").exists()
+    cli("volume", "rm", volume)
+
+
+@pytest.mark.usefixtures("new")
+def test_a_plugin_that_hangs_or_is_gone_disturbs_nobody_else(
+    daemon: Daemon, docker: Client, volume: str, name: str, plugin: tuple[str, Path]
+) -> None:
+    driver, _ = plugin
+    docker("volume", "create", "-d", driver, "-o", "hang=5", volume)
+    hanging = docker.popen("run", "--rm", "-v", f"{volume}:/d", "bb", "true")
+    try:
+        wait_for(lambda: "VolumeDriver.Mount" in (plugin[1] / "calls").read_text(), "the plugin to hang")
+        begun = time.monotonic()
+        docker("run", "--rm", "-v", "/other", "bb", "true")
+        docker("volume", "ls")
+        docker("volume", "inspect", volume)
+        assert time.monotonic() - begun < 4.5
+    finally:
+        hanging.communicate(timeout=60)
+    assert hanging.returncode == 0
+    docker("volume", "rm", volume)
+    missing = docker("run", "--rm", "--volume-driver", "engine-test-gone", "-v", f"{volume}:/d", "bb", check=False)
+    assert missing.code == 125
+    assert "error looking up volume plugin engine-test-gone" in missing.err
 
 
 # -- faults ----------------------------------------------------------------------------------------------------
