@@ -556,7 +556,7 @@ def test_the_launcher_imports_nothing_but_what_a_monitor_needs(tmp_path: Path) -
     }  # memory of each monitor
 
 
-@pytest.mark.parametrize("value", [{"a": [1, -2.5, True, None], "ä\n": "\u2028\ud83d\ude00"}, [], "", 0, {"x": {}}])
+@pytest.mark.parametrize("value", [{"a": [1, -2.5, True, None], "ä\n": "\u2028\U0001f600"}, [], "", 0, {"x": {}}])
 def test_the_monitors_json_is_json(value: object) -> None:
     assert json.loads(wire.encode(value)) == value
     assert wire.decode(json.dumps(value).encode()) == value
