@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
 import struct
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +20,7 @@ from engine import kernel
 
 A, PTR, AAAA = 1, 12, 28
 NXDOMAIN = 3
+NOTHING = (["NXDOMAIN"], ["code 2"], ["no answer"])
 
 
 def question(name: str, kind: int, *, edns: int = 0) -> bytes:
@@ -33,7 +34,7 @@ def ask(path: str, query: bytes, *, tcp: bool = False) -> bytes:
 
     def exchange() -> bytes:
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM if tcp else socket.SOCK_DGRAM) as sock:
-            sock.settimeout(10)
+            sock.settimeout(5)
             sock.connect(("127.0.0.11", 53))
             sock.sendall(struct.pack("!H", len(query)) + query if tcp else query)
             answer = sock.recv(65535)
@@ -58,7 +59,10 @@ class Names:
 
     def __call__(self, container: str, name: str, kind: int = A) -> list[str]:
         """The answers: addresses, or names for PTR; empty for NODATA; ``["NXDOMAIN"]`` and the like for errors."""
-        answer = ask(self.sandbox(container), question(name, kind))
+        try:
+            answer = ask(self.sandbox(container), question(name, kind))
+        except TimeoutError:
+            return ["no answer"]  # an older dockerd's when no server outside answers
         code = answer[3] & 0xF
         if code:
             return ["NXDOMAIN" if code == NXDOMAIN else f"code {code}"]
@@ -190,7 +194,7 @@ def test_names_follow_connect_disconnect_rename_and_stop_at_once(
 ) -> None:
     run(cli, network, "asker")
     cli("run", "-d", "--name", name, "bb", "sleep", "600")
-    assert names("asker", name)[0] == "NXDOMAIN" or names("asker", name)[0].startswith("code")
+    assert names("asker", name) in NOTHING
 
     cli("network", "connect", "--alias", "late", network, name)
     address = cli.inspect(name)["NetworkSettings"]["Networks"][network]["IPAddress"]
@@ -235,9 +239,9 @@ def test_a_server_that_fails_is_followed_by_the_next(cli: Client, network: str, 
     def fail(query: bytes) -> bytes:
         return query[:2] + b"\x81\x82" + query[4:]
 
-    other = json.loads(cli("network", "inspect", "bridge").out)[0]["IPAM"]["Config"][0]["Gateway"]
-    with server("10.78.0.1", fail) as first, server(other, always("192.0.2.1")) as second:
-        run(cli, network, "asker", "--dns", "10.78.0.1", "--dns", other)
+    subprocess.run(["ip", "address", "replace", "10.79.0.1/32", "dev", "lo"], check=True)
+    with server("10.78.0.1", fail) as first, server("10.79.0.1", always("192.0.2.1")) as second:
+        run(cli, network, "asker", "--dns", "10.78.0.1", "--dns", "10.79.0.1")
 
         assert names("asker", "example.test") == ["192.0.2.1"]
         assert first
@@ -251,7 +255,7 @@ def test_an_internal_network_has_names_and_no_outside(cli: Client, names: Names,
         run(cli, network, "inner")
         address = run(cli, network, "inner2")
         assert names("inner", "inner2") == [address]
-        assert names("inner", "example.test")[0] in ("NXDOMAIN", "code 2", "code 5")
+        assert names("inner", "example.test") in NOTHING
     finally:
         cli("rm", "-f", "inner", "inner2")
         cli("network", "rm", network)

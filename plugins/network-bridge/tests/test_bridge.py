@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
@@ -23,6 +24,7 @@ from engine.netlink import Netlink
 from engine.networks import sandbox
 from engine.testing.networks import link_up
 from engine_network_bridge.driver import BridgeDriver
+from engine_network_bridge.watch import count_rules
 
 pytestmark = pytest.mark.root
 
@@ -389,3 +391,33 @@ def test_an_iptables_that_drops_forwarding_lets_our_bridges_pass(lab: Lab, progr
     assert f"-A {chain} -i br-010101010101" in iptables("-S")
     lab.driver.delete_network(network.id)
     assert iptables("-S") == before
+
+
+def test_a_flushed_rule_set_comes_back_by_itself(lab: Lab) -> None:
+    network = lab.network()
+    lab.container("a", network)
+    lab.publish("a", 8080)
+    before = lab.rules()
+
+    subprocess.run(["nft", "flush", "ruleset"], check=True)
+    deadline = time.monotonic() + 10
+    while count_rules(f"engine-{lab.context.instance}") == 0:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert lab.rules() == before
+
+
+def test_published_ports_pass_the_administrators_chain(lab: Lab) -> None:
+    """An nftables table of the administrator's own, before ours, has the last word about dropping."""
+    lab.outside()
+    network = lab.network()
+    lab.container("a", network)
+    lab.publish("a", 8080)
+    lab.serve("a")
+    assert lab.ask("outside", HOST, 8080) == OUTSIDE
+    table = (
+        "table inet mine {\n chain forward {\n type filter hook forward priority filter - 10;\n"
+        f"meta l4proto tcp ct original proto-dst 8080 ip saddr {OUTSIDE} drop\n}}\n}}\n"
+    )
+    subprocess.run(["nft", "-f", "-"], input=table.encode(), check=True)
+    assert lab.ask("outside", HOST, 8080, timeout=0.5) is None

@@ -72,5 +72,8 @@ class NetworkRecord(_Struct, frozen=True, kw_only=True):
     attachable: bool = False
     ingress: bool = False
     config_only: bool = False
+    config_from: dict[str, str] = field(default_factory=lambda: {"Network": ""})
     options: dict[str, str] = {}
     labels: dict[str, str] = {}
+    configured: list[str] = []
+    """The subnets the user chose, where addresses may be asked for; not part of the API's body."""

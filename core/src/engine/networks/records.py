@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from engine.drivers.network import Network, NetworkDriver, Subnet
-from engine.errors import AlreadyExists, EngineError, Forbidden, InvalidParameter, NotFound, NotSupported, Unavailable
+from engine.errors import AlreadyExists, EngineError, Forbidden, InvalidParameter, NotFound, Unavailable
 from engine.model.filters import Filters, invalid_filter
 from engine.model.network import IPAM, IPAMConfig, NetworkRecord
 from engine.names import find_by_prefix, new_id
@@ -58,6 +58,7 @@ class NetworkCreate(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
     attachable: bool = False
     ingress: bool = False
     config_only: bool = False
+    config_from: dict[str, str] | None = None
     options: dict[str, str] | None = None
     labels: dict[str, str] | None = None
 
@@ -210,9 +211,9 @@ class NetworkRecords:
             raise InvalidParameter("invalid name: name is empty")
         if name in PREDEFINED:
             raise Forbidden(f"operation is not permitted on predefined {name} network")
-        if request.config_only:
-            raise NotSupported("configuration-only networks are not supported")
-        driver_name = request.driver or "bridge"
+        source = (request.config_from or {}).get("Network", "")
+        if source:
+            request = self._from_configuration(request, source)
         if request.scope == "swarm" or request.ingress:
             raise Unavailable(
                 'This node is not a swarm manager. Use "docker swarm init" or "docker swarm join" to connect this node '
@@ -220,23 +221,29 @@ class NetworkRecords:
             )
         if name in self._names:
             raise AlreadyExists(f"network with name {name} already exists")
-        description = self._plugins.describe("network", driver_name)
-        if description.name in ("host", "null"):
-            raise Forbidden(f'only one instance of "{description.name}" network is allowed')
         asked = request.ipam or IPAM()
         if asked.driver not in ("", "default"):
             raise InvalidParameter(f'plugin "{asked.driver}" not found')
+        if request.config_only:
+            return await self._create_configuration(request, asked), ""
+        description = self._plugins.describe("network", request.driver or "bridge")
+        if description.name in ("host", "null"):
+            raise Forbidden(f'only one instance of "{description.name}" network is allowed')
+        options = {**self._config.default_network_opts.get(description.name, {}), **(request.options or {})}
+        generic_ipv6 = options.get("com.docker.network.enable_ipv6", "").lower() in ("1", "t", "true")
         record = NetworkRecord(
             name=name,
             id=new_id(),
             created=now(),
             driver=description.name,
             enable_ipv4=request.enable_ipv4 is not False,
-            enable_ipv6=bool(request.enable_ipv6),
+            enable_ipv6=generic_ipv6 if request.enable_ipv6 is None else request.enable_ipv6,
             internal=request.internal,
             attachable=request.attachable,
-            options=request.options or {},
+            config_from={"Network": source},
+            options=options,
             labels=request.labels or {},
+            configured=[pool.subnet for pool in asked.config if pool.subnet],
         )
         if not (record.enable_ipv4 or record.enable_ipv6):
             raise InvalidParameter("IPv4 or IPv6 must be enabled")
@@ -265,6 +272,57 @@ class NetworkRecords:
         await self._event(record, "create")
         return record.id, ""
 
+    async def _create_configuration(self, request: NetworkCreate, asked: IPAM) -> str:
+        """A network that exists on paper, for others to be made from (``--config-only``)."""
+        if request.driver:
+            raise Forbidden("network driver is not supported for a configuration network")
+        if request.config_from and request.config_from.get("Network"):
+            raise Forbidden("a configuration network cannot depend on another configuration network")
+        ipam.check(asked.config, ipv6=bool(request.enable_ipv6))
+        record = NetworkRecord(
+            name=request.name,
+            id=new_id(),
+            created=now(),
+            driver="null",
+            enable_ipv4=request.enable_ipv4 is not False,
+            enable_ipv6=bool(request.enable_ipv6),
+            ipam=IPAM(options=asked.options or {}, config=asked.config),
+            internal=request.internal,
+            config_only=True,
+            options=request.options or {},
+            labels=request.labels or {},
+        )
+        await self._save(record)
+        await self._event(record, "create")
+        return record.id
+
+    def _from_configuration(self, request: NetworkCreate, source: str) -> NetworkCreate:
+        """``request`` with what the configuration network ``source`` says; it may say nothing of that itself."""
+        record = self._records.get(self._names.get(source, ""))
+        if record is None or not record.config_only:
+            raise NotFound(f'configuration network "{source}" does not exist' if record is None else f"{source} is not "
+                           "a configuration network")  # fmt: skip
+        if request.config_only:
+            raise Forbidden("a configuration network cannot depend on another configuration network")
+        given = request.ipam or IPAM()
+        if given.config or given.options or request.labels or request.internal or request.enable_ipv6:
+            raise Forbidden(
+                "user-specified configurations are not supported if the network depends on a configuration network"
+            )
+        if request.options:
+            raise Forbidden(
+                "network driver options are not supported if the network depends on a configuration network"
+            )
+        return msgspec.structs.replace(
+            request,
+            ipam=record.ipam,
+            internal=record.internal,
+            enable_ipv4=record.enable_ipv4,
+            enable_ipv6=record.enable_ipv6,
+            options=record.options,
+            labels=record.labels,
+        )
+
     async def remove(self, ref: str) -> None:
         """Remove a network without running containers. Raises `Forbidden` for a predefined or used one."""
         record = self.get(ref)
@@ -272,17 +330,23 @@ class NetworkRecords:
             raise Forbidden(f"{record.name} is a pre-defined network and cannot be removed")
         if self._members.get(record.id):
             raise Forbidden(f"error while removing network: network {record.name} id {record.id} has active endpoints")
+        if record.config_only and self._made_from(record):
+            raise Forbidden(f'configuration network "{record.name}" is in use')
         await self._remove(record)
+
+    def _made_from(self, record: NetworkRecord) -> bool:
+        return any(other.config_from.get("Network") == record.name for other in self._records.values())
 
     async def _remove(self, record: NetworkRecord) -> None:
         del self._records[record.id]  # from here on nobody finds it; the pools are freed once the bridge is gone
         try:
             try:
-                driver = await self._driver(record)
+                driver = None if record.config_only else await self._driver(record)
             except EngineError:
                 _log.warning("a network's driver is missing; only its record is removed", extra={"network": record.id})
             else:
-                await self._workers.call(driver.delete_network, record.id)
+                if driver is not None:
+                    await self._workers.call(driver.delete_network, record.id)
         except BaseException:
             self._records[record.id] = record
             raise
@@ -307,6 +371,7 @@ class NetworkRecords:
         for record in list(self._records.values()):
             if (
                 self._is_dangling(record)
+                and not (record.config_only and self._made_from(record))
                 and filters.labels(record.labels)
                 and filters.without_labels(record.labels)
                 and (until is None or parse_rfc3339(record.created) < until)
@@ -325,7 +390,7 @@ class NetworkRecords:
 
     def _body(self, record: NetworkRecord, *, members: bool) -> dict[str, Any]:
         body: dict[str, Any] = msgspec.to_builtins(record)
-        body["ConfigFrom"] = {"Network": ""}
+        del body["Configured"]
         body["Containers"] = {}
         for container_id, plug in (self._members.get(record.id, {}) if members else {}).items():
             endpoint = plug.endpoint

@@ -81,6 +81,8 @@ class Networks(NetworkRecords):
         await self._make_defaults(avoid)
 
     def _reserve_pools(self, record: NetworkRecord) -> None:
+        if record.config_only:
+            return
         try:
             self._ipam.add_network(record.id, record.ipam.config, ipv4=False, ipv6=record.enable_ipv6)
         except EngineError:
@@ -116,7 +118,8 @@ class Networks(NetworkRecords):
         endpoints = attachments.restorable(list(self._live.values()))
         by_driver: dict[str, list[NetworkRecord]] = {}
         for record in self._records.values():
-            by_driver.setdefault(record.driver, []).append(record)
+            if not record.config_only:
+                by_driver.setdefault(record.driver, []).append(record)
         by_driver.setdefault("bridge", [])  # what an engine left behind that lost its records
         for name, records in by_driver.items():
             try:
@@ -191,13 +194,10 @@ class Networks(NetworkRecords):
                 raise InvalidParameter("network-scoped alias is supported only for containers in user defined networks")
         record = self._records.get(self._names.get(name, ""))
         if record is not None and name not in PREDEFINED:
-            subnets = [ipaddress.ip_network(pool.subnet) for pool in record.ipam.config]
-            for text in (asked.ipv4_address, asked.ipv6_address):
-                if text and not any(ipaddress.ip_address(text) in subnet for subnet in subnets):
-                    raise InvalidParameter(
-                        f"invalid config for network {name}: invalid endpoint settings:\n"
-                        f"no configured subnet or ip-range contain the IP address {text}"
-                    )
+            if record.config_only:
+                raise InvalidParameter(f"{name} is a configuration-only network: containers cannot connect to it")
+            for version, text in ((4, asked.ipv4_address), (6, asked.ipv6_address)):
+                _check_pool(record, version, text)
         options = settings.driver_opts
         if settings.mac_address:
             options = {**(options or {}), _MAC_OPTION: settings.mac_address.lower().replace("-", ":")}
@@ -649,6 +649,19 @@ def _check_address(text: str, version: int) -> None:
         address = None
     if address is None or address.version != version or address.is_unspecified:
         raise InvalidParameter(f"invalid IPv{version} address: {text}")
+
+
+def _check_pool(record: NetworkRecord, version: int, text: str) -> None:
+    """An address may be asked for in a subnet the user chose: others may be another one after the next start."""
+    subnets = [subnet for each in record.configured if (subnet := ipaddress.ip_network(each)).version == version]
+    if not text or any(ipaddress.ip_address(text) in subnet for subnet in subnets):
+        return
+    problem = (
+        f"no configured subnet or ip-range contain the IP address {text}"
+        if subnets
+        else "user specified IP address is supported only when connecting to networks with user configured subnets"
+    )
+    raise InvalidParameter(f"invalid config for network {record.name}: invalid endpoint settings:\n{problem}")
 
 
 def _check_mac(text: str) -> None:

@@ -1,7 +1,8 @@
 """The engine's nftables table as state: what should be in it, and keeping the kernel's in step.
 
 A change is sent as element additions or deletions in one transaction. Should the kernel's table differ from what this
-thinks (somebody flushed the rule set), the change fails and the whole table is put in place again, also atomically.
+thinks, the change fails and the whole table is put in place again, also atomically; when somebody flushes the rule set,
+that is noticed (`watch`) and repaired at once.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from engine_network_bridge import rules
 from engine_network_bridge.nftables import Nftables, NftablesError
+from engine_network_bridge.watch import TableWatch, count_rules
 
 __all__ = ["Firewall"]
 
@@ -27,6 +29,8 @@ class Firewall:
         self._lock = threading.Lock()
         self._nftables: Nftables | None = None
         self._installed = False
+        self._rules = 0
+        self._watch: TableWatch | None = None
         self._networks: dict[str, list[rules.Element]] = {}
         self._ports: dict[str, list[rules.Element]] = {}
 
@@ -57,6 +61,32 @@ class Firewall:
         with self._lock:
             self._put()
 
+    def repair(self) -> bool:
+        """Put the table in place again if rules are missing; whether they were."""
+        with self._lock:
+            if not self._installed or count_rules(self._name) == self._rules:
+                return False
+            self._put()
+        _log.warning("somebody removed the engine's firewall rules; they are back", extra={"table": self._name})
+        return True
+
+    def missing(self, elements: Sequence[rules.Element]) -> list[rules.Element]:
+        """Those of ``elements`` the kernel's table does not have."""
+        with self._lock:
+            return [element for element in elements if not self._has(element)]
+
+    def ports(self, endpoint_id: str) -> Sequence[rules.Element]:
+        """What `set_ports` was told for the endpoint."""
+        with self._lock:
+            return self._ports.get(endpoint_id, ())
+
+    def _has(self, element: rules.Element) -> bool:
+        try:
+            self._run(f"get element inet {self._name} {element.set} {{ {element.key} }}")
+        except NftablesError:
+            return False
+        return True
+
     def drops_forwarding(self, family: str) -> bool:
         """Whether the chain ``filter FORWARD`` that iptables-nft keeps for ``ip`` or ``ip6`` drops by default."""
         with self._lock:
@@ -67,6 +97,9 @@ class Firewall:
 
     def close(self) -> None:
         """Free libnftables' context; the table stays."""
+        watch, self._watch = self._watch, None
+        if watch is not None:  # before the lock: its thread may be waiting for that
+            watch.close()
         with self._lock:
             if self._nftables is not None:
                 self._nftables.close()
@@ -104,6 +137,9 @@ class Firewall:
         elements = {e for group in (self._networks, self._ports) for listed in group.values() for e in listed}
         self._run(rules.table(self._name, elements, guard=self._guard()))
         self._installed = True
+        self._rules = count_rules(self._name)
+        if self._watch is None:
+            self._watch = TableWatch(self._name, self.repair)
 
     def _run(self, command: str) -> str:
         if self._nftables is None:
