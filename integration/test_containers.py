@@ -436,3 +436,37 @@ def test_the_root_of_a_stopped_container_can_be_copied_out(docker: Client, name:
     docker("cp", "-L", f"{name}:/root/link", str(tmp_path / "followed"))
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "followed").read_text() == "hi\n"
+
+
+# -- devices --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["json", "yaml"])
+def test_cdi_devices_are_injected(own_daemon: Callable[..., Daemon], home: Path, target: str, form: str) -> None:
+    if target == "dockerd":
+        pytest.skip("Debian's dockerd is too old for CDI")
+    directory = home / "cdi"
+    directory.mkdir()
+    (directory / f"test.{form}").write_text(
+        {
+            "json": '{"kind":"test.com/null","devices":[{"name":"a","containerEdits":{"env":["CDI=yes"],'
+            '"deviceNodes":[{"path":"/dev/cdi","hostPath":"/dev/zero"}]}}]}',
+            "yaml": "kind: test.com/null\ndevices:\n- name: a\n  containerEdits:\n    env: [CDI=yes]\n"
+            "    deviceNodes:\n    - {path: /dev/cdi, hostPath: /dev/zero}\n",
+        }[form]
+    )
+    client = Client("docker", own_daemon(config={"cdi-spec-dirs": [str(directory)]}), home)
+    found = client(
+        "run", "--rm", "--device", "test.com/null=a", "bb", "sh", "-c", "echo $CDI; head -c 3 /dev/cdi | wc -c"
+    )
+    assert found.out.split() == ["yes", "3"]
+    refused = client("run", "--rm", "--device", "test.com/null=b", "bb", "true", check=False)
+    assert "unresolvable CDI devices test.com/null=b" in refused.err
+
+
+def test_gpus_fail_as_with_docker_and_without_other_noise(docker: Client) -> None:
+    result = docker("run", "--rm", "--gpus", "all", "bb", "true", check=False)
+
+    assert result.code == 125
+    assert result.err.startswith("docker: Error response from daemon: could not select device driver")
+    assert 'could not select device driver "" with capabilities: [[gpu]]' in result.err

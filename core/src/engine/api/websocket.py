@@ -55,21 +55,16 @@ class _Failed(Exception):
 
 
 class Bridge:
-    """Between a client's WebSocket and one end of a socket pair, whose other end (``inner``) is attached."""
+    """Between a client's WebSocket and one end of a socket pair, whose other end (``sock``) is attached."""
 
     def __init__(self, client: Hijacked, *, framed: bool) -> None:
         self._client = client
         self._framed = framed
-        self._ours, self.inner = socket.socketpair()
+        self._ours, self.sock = socket.socketpair()
         self._ours.setblocking(False)
-        self.inner.setblocking(False)
+        self.sock.setblocking(False)
         self.leftover = b""
         self._sending = asyncio.Lock()
-
-    @property
-    def sock(self) -> socket.socket:
-        """The attached end, as a hijacked connection has it."""
-        return self.inner
 
     async def run(self) -> None:
         """Pass messages both ways until one side ends; closes everything."""

@@ -27,7 +27,7 @@ from engine.errors import Conflict, EngineError, NotFound, StartFailed
 from engine.kernel import MNT_DETACH, MS_NODEV, MS_NOEXEC, MS_NOSUID, mount, umount
 from engine.model.container import Container, Ulimit
 from engine.monitor.client import LaunchFailed, Task
-from engine.oci import devices, users
+from engine.oci import cdi, devices, users
 from engine.oci import spec as ocispec
 from engine.oci.host import Host
 
@@ -68,6 +68,7 @@ class ContainerSettings:
     stop_timeout: int = 10
     ipc_mode: str = "private"
     cgroupns_mode: str = ""
+    cdi_directories: Sequence[Path] = cdi.DIRECTORIES
 
     @classmethod
     def of(cls, config: DaemonConfig, host: Host) -> ContainerSettings:
@@ -87,6 +88,7 @@ class ContainerSettings:
             shm_size=config.default_shm_size,
             ipc_mode=config.default_ipc_mode,
             cgroupns_mode=config.default_cgroupns_mode,
+            cdi_directories=tuple(map(Path, config.cdi_spec_dirs)) or cdi.DIRECTORIES,
         )
 
 
@@ -225,6 +227,9 @@ class Starter:
             host=settings.host,
             defaults=settings.defaults,
         )
+        requested = cdi.wanted(container.host_config.device_requests)
+        if requested:
+            cdi.inject(spec, cdi.resolve(requested, settings.cdi_directories))
         self._plugins.hooks.engine_oci_spec(container=container, spec=spec)
         (bundle.path / "config.json").write_bytes(msgspec.json.encode(spec))
         runtime = self._plugins.runtime(container.runtime)

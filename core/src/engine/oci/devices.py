@@ -74,6 +74,8 @@ def plan(host_config: HostConfig) -> DevicePlan:
     Raises `InvalidParameter` in dockerd's words for missing devices and bad rules.
     """
     for request in host_config.device_requests or ():
+        if request.driver == "cdi":
+            continue  # see `engine.oci.cdi`
         groups = " ".join("[" + " ".join(group) + "]" for group in request.capabilities or [])
         raise InvalidParameter(f'could not select device driver "{request.driver}" with capabilities: [{groups}]')
     nodes: list[Device] = []
