@@ -11,8 +11,9 @@ from pathlib import Path
 __all__ = ["Snapshot"]
 
 
-def _mounts() -> frozenset[str]:
-    return frozenset(line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines())
+def _mounts(below: str) -> frozenset[str]:
+    points = (line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines())
+    return frozenset(point for point in points if point.startswith(below))
 
 
 def _links() -> frozenset[str]:
@@ -38,6 +39,8 @@ def _descriptors() -> int:
 class Snapshot:
     """The state of this process and its namespaces at one moment."""
 
+    below: str
+    network: bool
     mounts: frozenset[str]
     links: frozenset[str]
     children: frozenset[str]
@@ -45,9 +48,11 @@ class Snapshot:
     threads: int
 
     @classmethod
-    def take(cls) -> Snapshot:
-        """Now."""
-        return cls(_mounts(), _links(), _children(), _descriptors(), threading.active_count())
+    def take(cls, below: str = "/", *, network: bool = True) -> Snapshot:
+        """Now. On a machine others use too, look at mounts ``below`` an own directory only, and at links only in
+        one's own namespace."""
+        links = _links() if network else frozenset[str]()
+        return cls(below, network, _mounts(below), links, _children(), _descriptors(), threading.active_count())
 
     def leaked(self, patience: float = 2.0) -> list[str]:
         """What is there now and was not then. Background clean-up is given ``patience`` seconds to finish."""
@@ -57,7 +62,7 @@ class Snapshot:
         return found
 
     def _difference(self) -> list[str]:
-        now = Snapshot.take()
+        now = Snapshot.take(self.below, network=self.network)
         found = [f"mount {name}" for name in sorted(now.mounts - self.mounts)]
         found += [f"link {name}" for name in sorted(now.links - self.links)]
         found += [f"child process {pid}" for pid in sorted(now.children - self.children)]

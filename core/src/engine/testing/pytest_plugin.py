@@ -33,11 +33,11 @@ def driver_context(tmp_path: Path) -> Callable[..., DriverContext]:
 
 
 @pytest.fixture
-def no_leaks() -> Iterator[None]:
+def no_leaks(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[None]:
     """Fail the test when it leaves a mount, link, process or open file behind that was not there before."""
     from engine.testing.leaks import Snapshot
 
-    before = Snapshot.take()
+    before = Snapshot.take(str(tmp_path), network="private_network" in request.fixturenames)
     yield
     assert before.leaked() == []
 
