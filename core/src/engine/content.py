@@ -26,6 +26,7 @@ __all__ = ["Content", "Leases", "Writer"]
 
 KEEP_PARTIAL_SECONDS = 24 * 3600
 _CHUNK = 1 << 20
+_COMPLETE = 1 << 63
 _LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
 
 
@@ -235,6 +236,7 @@ class Writer:
         self._keyed = keyed
         self._hash = hashlib.sha256()
         self._fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._follower = -1
         self.offset = 0
         while chunk := os.read(self._fd, _CHUNK):
             self._hash.update(chunk)
@@ -253,6 +255,40 @@ class Writer:
             written = os.write(self._fd, view)
             view = view[written:]
             self.offset += written
+        if self._follower >= 0:
+            self._tell(self.offset)
+
+    def head(self, count: int) -> bytes:
+        """The first bytes of what is there."""
+        return os.pread(self._fd, count, 0)
+
+    def follow(self) -> tuple[int, int]:
+        """Two descriptors, the caller's to close, for one who reads the blob while it is written: the file from its
+        beginning, and one that tells how much there is (`engine.drivers.store.LayerSource.growing`)."""
+        growing, follower = os.pipe2(os.O_CLOEXEC)
+        try:
+            file = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        except BaseException:
+            os.close(growing)
+            os.close(follower)
+            raise
+        self.unfollow()
+        self._follower = follower
+        if self.offset:
+            self._tell(self.offset)
+        return file, growing
+
+    def _tell(self, size: int) -> None:
+        try:
+            os.write(self._follower, size.to_bytes(8, "little"))
+        except BrokenPipeError:  # they lost interest
+            self.unfollow()
+
+    def unfollow(self) -> None:
+        """Tell who follows that the rest will not come."""
+        if self._follower >= 0:
+            os.close(self._follower)
+            self._follower = -1
 
     def commit(self, *, durable: bool = True) -> str:
         """Verify, make durable, publish. Raises `InvalidParameter` and leaves nothing on a wrong size or digest.
@@ -269,11 +305,14 @@ class Writer:
         if durable:
             os.fsync(self._fd)
         self._content._publish(self._path, digest, durable)
+        if self._follower >= 0:
+            self._tell(self.offset | _COMPLETE)
         self._close()
         return digest
 
     def restart(self) -> None:
-        """Forget what was written."""
+        """Forget what was written. Who follows is told that the rest will not come."""
+        self.unfollow()
         os.ftruncate(self._fd, 0)
         os.lseek(self._fd, 0, os.SEEK_SET)
         self._hash = hashlib.sha256()
@@ -292,6 +331,7 @@ class Writer:
         self._close()
 
     def _close(self) -> None:
+        self.unfollow()
         if self._fd < 0:
             return
         os.close(self._fd)

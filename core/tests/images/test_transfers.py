@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -18,6 +19,7 @@ import pytest
 
 from engine.content import Content, Writer
 from engine.errors import EngineError, Forbidden, InvalidParameter, NotFound, NotSupported
+from engine.images.preparing import Preparing
 from engine.images.transfers import Transfers
 from engine.model.image import Descriptor, Image, ImageConfig
 from engine.names import Reference, parse_reference, sha256
@@ -43,6 +45,7 @@ class Records:
 
     def __init__(self, content: Content) -> None:
         self.content = content
+        self.preparing = Preparing(SimpleNamespace(capabilities=frozenset()), 1)
         self.images: dict[str, Ready] = {}
         self.names: dict[str, tuple[str, Descriptor | None]] = {}
         self.unpacked: list[str] = []

@@ -18,18 +18,32 @@ from pathlib import Path
 from engine.drivers import DriverContext
 from engine.errors import NotSupported
 
-__all__ = ["Change", "ImageStoreDriver", "LayerSource", "LayerUsage"]
+__all__ = ["Change", "ImageStoreDriver", "LayerSource", "LayerUsage", "PreparedLayer"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerSource:
     """A layer to unpack: a file, its compression (``none``, ``gzip``, ``zstd``) and the digest its *uncompressed*
-    bytes must have (``sha256:...``). ``fd`` may be used instead of ``path`` for a stream that can be read only once."""
+    bytes must have (``sha256:...``). ``fd`` may be used instead of ``path`` for a stream that can be read only once.
+    A file that is still being written has a descriptor ``growing`` beside its ``fd``: it yields, as eight bytes
+    little-endian, how much there is so far, and with the top bit set how much there is in all; ending without that
+    means that the rest will not come."""
 
     path: Path | None = None
     fd: int | None = None
     compression: str = "none"
     diff_id: str = ""
+    growing: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedLayer:
+    """A layer unpacked but not committed: the store's name for it, and the digest its uncompressed bytes have."""
+
+    name: str
+    diff_id: str
+    size: int
+    inodes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +66,7 @@ class ImageStoreDriver(ABC):
     """Keeps layers and root file systems. Everything a call acknowledges is on disk (one syncfs per commit).
 
     Capabilities: ``parallel`` (`commit_layer` may be called before the parent is committed, for all layers of an image
-    at once).
+    at once), ``prepare`` (`prepare_layer` and its companions: unpacking needs no parent at all).
     """
 
     capabilities: frozenset[str] = frozenset()
@@ -67,6 +81,19 @@ class ImageStoreDriver(ABC):
         The tar is untrusted: it is applied in a confined child, nothing in it reaches outside the layer.
         Corrupt or hostile input, or bytes that do not hash to ``diff_id``: `InvalidParameter`, and nothing stays.
         """
+
+    def prepare_layer(self, source: LayerSource) -> PreparedLayer:
+        """Unpack a layer nobody knows the place of yet; it ends in `commit_prepared` or `discard_prepared`, or with the
+        next start. Raises as `commit_layer`; without a ``diff_id`` in ``source`` any content will do."""
+        raise NotSupported(f"image store {self.context.name} cannot unpack a layer without its parent")
+
+    def commit_prepared(self, prepared: PreparedLayer, chain_id: str, parent: str | None) -> LayerUsage:
+        """Commit as `commit_layer` would have, at once. The prepared layer is gone afterwards, whatever happens."""
+        raise NotSupported(f"image store {self.context.name} cannot unpack a layer without its parent")
+
+    def discard_prepared(self, prepared: PreparedLayer) -> None:
+        """Throw a prepared layer away; one that is gone is fine."""
+        raise NotSupported(f"image store {self.context.name} cannot unpack a layer without its parent")
 
     @abstractmethod
     def remove_layer(self, chain_id: str) -> None:

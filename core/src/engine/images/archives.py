@@ -19,6 +19,7 @@ from engine.content import Content
 from engine.errors import EngineError, InvalidParameter, NotFound
 from engine.images.changes import apply_changes
 from engine.images.inlet import receive
+from engine.images.preparing import Preparing
 from engine.images.records import ImageRecord, image_platform
 from engine.layers import detect_compression, tar
 from engine.layers.compression import CHUNK, Read, decompressor, gzip_stream
@@ -126,10 +127,15 @@ async def load(
 ) -> None:
     """Record every image in the archive; messages as dockerd's. Raises `InvalidParameter` for what is no archive."""
     with images.content.lease():
-        archive = await receive(workers, body, lambda read: _take_in(images.content, read))
-        found = await workers.call(_images_in, archive, platform, deadline=None)
-        for image in found:
-            await _load_one(images, workers, image, quiet, progress)
+        archive = _Archive(images.content)
+        try:
+            await receive(workers, body, lambda read: _take_in(archive, images.preparing, read))
+            found = await workers.call(_images_in, archive, platform, deadline=None)
+            for image in found:
+                await _load_one(images, workers, image, quiet, progress)
+        finally:
+            for digest, _ in archive.large.values():
+                await workers.call(images.preparing.drop, digest, deadline=None)
 
 
 async def _load_one(images: Images, workers: Workers, image: _Found, quiet: bool, progress: Progress) -> None:
@@ -186,9 +192,8 @@ def _bar(status: str, label: str, current: int, total: int) -> dict[str, object]
     return {"status": status, "progressDetail": {"current": current, "total": total}, "id": label}
 
 
-def _take_in(content: Content, read: Read) -> _Archive:
+def _take_in(archive: _Archive, preparing: Preparing, read: Read) -> None:
     """Read the whole archive; on a worker thread."""
-    archive = _Archive(content)
     total = 0
     members = Stream(_decompressed(read))
     for entry in tar.entries(members):
@@ -205,21 +210,25 @@ def _take_in(content: Content, read: Read) -> _Archive:
                 total += entry.size
                 archive.small[name] = b"".join(members.parts(entry.size))
             else:
-                archive.large[name] = (_store(content, name, members, entry.size), entry.size)
+                archive.large[name] = (_store(archive.content, preparing, name, members, entry.size), entry.size)
     members.drain()
-    return archive
 
 
-def _store(content: Content, name: str, members: Stream, size: int) -> str:
+def _store(content: Content, preparing: Preparing, name: str, members: Stream, size: int) -> str:
     folder, _, base = name.rpartition("/")
     expected = f"sha256:{base}" if folder == "blobs/sha256" and is_id(base) else None
     if expected is not None and content.has(expected):
         return expected
     with content.writer(expected, size) as writer:
         writer.restart()
-        for part in members.parts(size):
-            writer.write(part)
-        return writer.commit(durable=False)
+        head = members.read(tar.BLOCK)
+        writer.write(head)
+        with preparing.begin(writer, head) as name_layer:
+            for part in members.parts(size - len(head)):
+                writer.write(part)
+            digest = writer.commit(durable=False)
+            name_layer(digest)
+        return digest
 
 
 def _decompressed(read: Read) -> Iterator[bytes]:
@@ -538,8 +547,11 @@ async def import_(
     container_config = apply_changes({}, changes)
     target = platform or host_platform()
     with images.content.lease():
-        layer = await receive(workers, body, lambda read: _plain_layer(images.content, read))
-        await images.unpack_layer([layer.digest], 0, layer)
+        layer = await receive(workers, body, lambda read: _plain_layer(images.content, images.preparing, read))
+        try:
+            await images.unpack_layer([layer.digest], 0, layer)
+        finally:
+            await workers.call(images.preparing.drop, layer.digest, deadline=None)
         created = now()
         document: dict[str, Any] = {
             "architecture": target.architecture,
@@ -558,9 +570,15 @@ async def import_(
     return image.id
 
 
-def _plain_layer(content: Content, read: Read) -> Descriptor:
+def _plain_layer(content: Content, preparing: Preparing, read: Read) -> Descriptor:
+    plain = Stream(_decompressed(read))
     with content.writer() as writer:
-        for chunk in _decompressed(read):
-            writer.write(chunk)
-        size = writer.offset
-        return Descriptor(media_type=_LAYER, digest=writer.commit(durable=False), size=size)
+        head = plain.read(tar.BLOCK)
+        writer.write(head)
+        with preparing.begin(writer, head) as name_layer:
+            for part in plain.rest():
+                writer.write(part)
+            size = writer.offset
+            digest = writer.commit(durable=False)
+            name_layer(digest)
+        return Descriptor(media_type=_LAYER, digest=digest, size=size)

@@ -23,6 +23,7 @@ from engine.drivers.store import Change as RootfsChange
 from engine.drivers.store import ImageStoreDriver, LayerSource
 from engine.errors import Conflict, InvalidParameter, NotFound
 from engine.images import views as image_views
+from engine.images.preparing import Preparing
 from engine.images.records import (
     IMAGE,
     LAYER,
@@ -88,6 +89,7 @@ class Images:
         self._events = events
         self._plugins = plugins
         self._driver: ImageStoreDriver | None = None
+        self._preparing: Preparing | None = None
         self._transfers: Transfers | None = None
         self._layers: dict[str, int] = {}  # unpacked layers and their sizes
         self._rootfs: dict[str, str | None] = {}
@@ -102,6 +104,7 @@ class Images:
         """Load the records, open the image store, and remove what no record needs."""
         name = self._config.storage_driver or None
         self._driver = driver = await self._workers.call(self._plugins.image_store, name)
+        self._preparing = Preparing(driver, max(2, os.cpu_count() or 1))
         self.store_name = driver.context.name
         self.table.load(self._store.load(IMAGE), self._store.load(REFERENCE), self._store.load(LAYER))
         layers = await self._workers.call(driver.layers)
@@ -131,6 +134,12 @@ class Images:
         """The image store in use; there is one after `start`."""
         assert self._driver is not None, "start() comes first"
         return self._driver
+
+    @property
+    def preparing(self) -> Preparing:
+        """Layers unpacked while they arrive; there is one after `start`."""
+        assert self._preparing is not None, "start() comes first"
+        return self._preparing
 
     @property
     def transfers(self) -> Transfers:
@@ -352,6 +361,8 @@ class Images:
 
     def _commit_layer(self, chain: str, parent: str | None, diff_id: str, blob: Descriptor) -> int:
         path = self.content.path(blob.digest)
+        if (prepared := self.preparing.take(blob.digest, diff_id)) is not None:
+            return self.driver.commit_prepared(prepared, chain, parent).size
         with path.open("rb") as file:
             compression = detect_compression(file.read(8))
         source = LayerSource(path=path, compression=compression, diff_id=diff_id)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from engine.errors import EngineError, InvalidParameter, NotFound, NotSupported
+from engine.layers.tar import BLOCK
 from engine.model.image import Descriptor
 from engine.names import Reference, parse_reference, sha256, short_id
 from engine.platforms import Platform, host_platform, normalise
@@ -39,8 +40,9 @@ from engine.registry.progress import Bar, Progress, aux, message
 from engine.registry.transport import Cancel, Response
 
 if TYPE_CHECKING:
-    from engine.content import Content
+    from engine.content import Content, Writer
     from engine.hookspecs import Hooks
+    from engine.images.preparing import Preparing
     from engine.model.image import Image, ImageConfig
     from engine.workers import Workers
 
@@ -55,6 +57,10 @@ _INDEX_TYPES = frozenset({DOCKER_INDEX, OCI_INDEX})
 _USER_AGENT = "engine/0.1.0 (containers; python)"
 _CURRENT = "Image is up to date"
 _WASI = Platform("wasi", "wasm")
+
+
+class _Unverified(Exception):
+    """What came is not what its digest says."""
 
 
 class Pushable(Protocol):
@@ -74,6 +80,11 @@ class Records(Protocol):
     """The part of `engine.images.Images` that transfers work with; see specs/design/services.md."""
 
     content: Content
+
+    @property
+    def preparing(self) -> Preparing:
+        """Layers that are unpacked while they arrive."""
+        ...
 
     def config(self, descriptor: Descriptor) -> ImageConfig:
         """The parsed config blob."""
@@ -446,7 +457,11 @@ class Transfers:
             if missing[index]:
                 bar.say("Pull complete")
 
-        await _together(fetch(index) for index in range(len(bars)))
+        try:
+            await _together(fetch(index) for index in range(len(bars)))
+        finally:
+            for layer in manifest.layers:
+                await self._workers.call(self._records.preparing.drop, layer.digest, deadline=None)
 
     # -- one blob, once ----------------------------------------------------------------------------------------
 
@@ -508,25 +523,36 @@ class Transfers:
             with self._content.writer(blob.digest, blob.size) as writer:
                 resumed = writer.offset > 0
                 try:
-                    for chunk in repository.blob(blob, writer.offset):
-                        writer.write(chunk)
-                        for bar in tuple(bars):
-                            bar.show("Downloading", writer.offset)
+                    self._receive(repository, blob, writer, bars)
                 except (RegistryError, Cancelled) as error:
                     if isinstance(error, Cancelled) or error.broken:
                         writer.suspend()
                     raise
-                for bar in tuple(bars):
-                    bar.say("Verifying Checksum")
-                try:
-                    writer.commit()
-                except InvalidParameter as error:
+                except _Unverified as error:
                     if resumed:  # what was here before may be what is wrong
                         continue
                     raise InvalidParameter(f"filesystem layer verification failed for digest {blob.digest}") from error
             for bar in tuple(bars):
                 bar.say("Download complete")
             return
+
+    def _receive(self, repository: Repository, blob: Descriptor, writer: Writer, bars: list[Bar]) -> None:
+        """Write what comes, which is unpacked meanwhile."""
+        chunks = iter(repository.blob(blob, writer.offset))
+        while writer.offset < min(blob.size, BLOCK) and (chunk := next(chunks, b"")):
+            writer.write(chunk)
+        with self._records.preparing.begin(writer, writer.head(BLOCK)) as name_layer:
+            for chunk in chunks:
+                writer.write(chunk)
+                for bar in tuple(bars):
+                    bar.show("Downloading", writer.offset)
+            for bar in tuple(bars):
+                bar.say("Verifying Checksum")
+            try:
+                writer.commit(durable=False)
+            except InvalidParameter as error:
+                raise _Unverified(str(error)) from error
+            name_layer(blob.digest)
 
     # -- push --------------------------------------------------------------------------------------------------
 

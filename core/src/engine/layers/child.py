@@ -4,7 +4,8 @@ It imports once and then forks for each job it is sent, so that a job starts wit
 locks itself into the target directory - chroot, only the capabilities needed to make files, no new privileges, no
 network, memory bounded - and only then looks at the input. Whatever the input does to it, the daemon sees a dead child.
 
-One job is one message on the socket: a JSON object with three descriptors (input, target directory, result pipe).
+One job is one message on the socket: a JSON object with three descriptors (input, target directory, result pipe), and
+a fourth when the input still grows (see `engine.drivers.store.LayerSource`).
 The result is a JSON object on the pipe; a pipe closed without one means that the child was killed.
 """
 
@@ -23,11 +24,12 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from engine import kernel
 from engine.errors import InvalidParameter
-from engine.layers.compression import Decompressor, decompressor
+from engine.layers.compression import Decompressor, Read, decompressor
 from engine.layers.extract import Extractor
 from engine.layers.tar import Stream
 
@@ -49,13 +51,14 @@ def serve(connection: socket.socket) -> None:
             if _busy():
                 continue
             connection.shutdown(socket.SHUT_RD)  # whoever sends from here on notices; what was sent is still read
-        message, fds, _, _ = socket.recv_fds(connection, 1 << 16, 3)
+        message, fds, _, _ = socket.recv_fds(connection, 1 << 16, 4)
         if not message:
             return
         if os.fork() == 0:
             connection.close()
-            source, target, result = fds
-            os._exit(_job(json.loads(message), source, target, result))
+            source, target, result, *growing = fds
+            read = _following(source, growing[0]) if growing else partial(os.read, source)
+            os._exit(_job(json.loads(message), read, target, result))
         for fd in fds:
             os.close(fd)
 
@@ -69,12 +72,12 @@ def _busy() -> bool:
         return False
 
 
-def _job(request: dict[str, Any], source: int, target: int, result: int) -> int:
+def _job(request: dict[str, Any], read: Read, target: int, result: int) -> int:
     try:
         kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
         plain = decompressor(request["compression"])
         root = confine(target)
-        answer = _apply(request, source, root, plain)
+        answer = _apply(request, read, root, plain)
     except InvalidParameter as error:
         answer = {"invalid": str(error)}
     except OSError as error:
@@ -89,9 +92,30 @@ def _job(request: dict[str, Any], source: int, target: int, result: int) -> int:
     return 0
 
 
-def _apply(request: dict[str, Any], source: int, root: int, plain: Decompressor) -> dict[str, Any]:
+def _following(source: int, growing: int) -> Read:
+    """Reads of a file as far as it is written, waiting for more until it is complete."""
+    at = available = 0
+    complete = False
+
+    def read(count: int) -> bytes:
+        nonlocal at, available, complete
+        while at >= available and not complete:
+            news = os.read(growing, 1 << 13)
+            if not news:
+                raise InvalidParameter("unexpected EOF: the rest of the layer did not arrive")
+            latest = int.from_bytes(news[-8:], "little")
+            complete = bool(latest >> 63)
+            available = latest & ~(1 << 63)
+        data = os.read(source, min(count, available - at)) if at < available else b""
+        at += len(data)
+        return data
+
+    return read
+
+
+def _apply(request: dict[str, Any], read: Read, root: int, plain: Decompressor) -> dict[str, Any]:
     extractor = Extractor(root, request["whiteouts"], request.get("owner"))
-    pump = _Pump(plain(lambda count: os.read(source, count)))
+    pump = _Pump(plain(read))
     stream = Stream(pump.chunks())
     try:
         extractor.extract(stream)

@@ -7,9 +7,9 @@
     trash/                          removed things, deleted in the background
 
 A thing is made in ``staging`` and renamed when it is complete and on disk; it is removed by renaming it to ``trash``.
-Layers are made in a folder of their own because of ext4, which passes over inodes deleted within the last minutes one by
-one when it looks for a free one: after removing an image every file of the next took 400 us to create instead of 25. A
-"top directory" has its children spread over the disk, away from what was just deleted.
+Layers are made in a folder of their own because of ext4, which passes over inodes deleted within the last minutes one
+by one when it looks for a free one: after removing an image every file of the next took 400 us to create instead of
+25. A "top directory" has its children spread over the disk, away from what was just deleted.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import msgspec
 
 from engine import kernel, names
 from engine.drivers import DriverContext
-from engine.drivers.store import ImageStoreDriver, LayerSource, LayerUsage
+from engine.drivers.store import ImageStoreDriver, LayerSource, LayerUsage, PreparedLayer
 from engine.errors import InvalidParameter, NotFound
 from engine.layers import pack
 from engine.layers.tree import remove_tree
@@ -88,16 +88,54 @@ class FolderStore(ImageStoreDriver):
         known = self._layers.get(chain_id)
         if known is None:
             with self._staged(_UNPACKING) as stage:
-                (stage / "diff").mkdir(mode=0o755)
-                os.chmod(stage / "diff", 0o755)  # noqa: S103 - the root of a file system, whatever our umask is
-                with directory(stage / "diff") as diff:
-                    unpacked = self._unpack(diff, parent, source)
-                    known = Layer(chain_id=chain_id, parent=parent, size=unpacked.size, inodes=unpacked.inodes)
-                    (stage / "layer.json").write_bytes(msgspec.json.encode(known))
-                    kernel.syncfs(diff)
-                self._publish(stage, self._layer(chain_id))
-            self._layers[chain_id] = known
+                unpacked = self._unpack_in(stage, parent, source)
+                known = self._commit(stage, chain_id, parent, unpacked.size, unpacked.inodes)
         return LayerUsage(size=known.size, inodes=known.inodes)
+
+    def prepare_layer(self, source: LayerSource) -> PreparedLayer:
+        """See `ImageStoreDriver.prepare_layer`."""
+        if "prepare" not in self.capabilities:
+            return super().prepare_layer(source)
+        stage = self._new_stage(_UNPACKING)
+        try:
+            unpacked = self._unpack_in(stage, None, source)
+        except BaseException:
+            self._discard(stage)
+            raise
+        return PreparedLayer(name=stage.name, diff_id=unpacked.diff_id, size=unpacked.size, inodes=unpacked.inodes)
+
+    def commit_prepared(self, prepared: PreparedLayer, chain_id: str, parent: str | None) -> LayerUsage:
+        """See `ImageStoreDriver.commit_prepared`."""
+        stage = self._prepared(prepared)
+        try:
+            known = self._layers.get(chain_id)
+            if known is None:
+                known = self._commit(stage, chain_id, parent, prepared.size, prepared.inodes)
+        finally:
+            self._discard(stage)
+        return LayerUsage(size=known.size, inodes=known.inodes)
+
+    def discard_prepared(self, prepared: PreparedLayer) -> None:
+        """See `ImageStoreDriver.discard_prepared`."""
+        self._discard(self._prepared(prepared))
+
+    def _prepared(self, prepared: PreparedLayer) -> Path:
+        return self.context.root / _UNPACKING / os.path.basename(prepared.name)
+
+    def _unpack_in(self, stage: Path, parent: str | None, source: LayerSource) -> Unpacked:
+        (stage / "diff").mkdir(mode=0o755)
+        os.chmod(stage / "diff", 0o755)  # noqa: S103 - the root of a file system, whatever our umask is
+        with directory(stage / "diff") as diff:
+            return self._unpack(diff, parent, source)
+
+    def _commit(self, stage: Path, chain_id: str, parent: str | None, size: int, inodes: int) -> Layer:
+        layer = Layer(chain_id=chain_id, parent=parent, size=size, inodes=inodes)
+        (stage / "layer.json").write_bytes(msgspec.json.encode(layer))
+        with directory(stage) as fd:
+            kernel.syncfs(fd)
+        self._publish(stage, self._layer(chain_id))
+        self._layers[chain_id] = layer
+        return layer
 
     def remove_layer(self, chain_id: str) -> None:
         """See `ImageStoreDriver.remove_layer`."""
@@ -184,12 +222,16 @@ class FolderStore(ImageStoreDriver):
     @contextmanager
     def _staged(self, place: str = _STAGING) -> Iterator[Path]:
         """A new folder in ``staging``; what the block has not renamed away is thrown away."""
-        stage = self.context.root / place / names.new_id()[:16]
-        stage.mkdir(mode=0o700)
+        stage = self._new_stage(place)
         try:
             yield stage
         finally:
             self._discard(stage)
+
+    def _new_stage(self, place: str) -> Path:
+        stage = self.context.root / place / names.new_id()[:16]
+        stage.mkdir(mode=0o700)
+        return stage
 
     def _publish(self, stage: Path, place: Path) -> None:
         os.rename(stage, place)

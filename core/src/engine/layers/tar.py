@@ -97,13 +97,18 @@ class Stream:
         for _ in self.parts(count):
             pass
 
+    def rest(self) -> Iterator[memoryview]:
+        """All that is left, without copying."""
+        while self._at < len(self._view) or self._fill():
+            part = self._view[self._at :]
+            self._at += len(part)
+            self.position += len(part)
+            yield part
+
     def drain(self) -> None:
         """Read to the end (padding after an archive is part of its digest)."""
-        while True:
-            self.position += len(self._view) - self._at
-            self._at = len(self._view)
-            if not self._fill():
-                return
+        for _ in self.rest():
+            pass
 
 
 def padding(size: int) -> int:

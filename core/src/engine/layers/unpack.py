@@ -112,7 +112,8 @@ def unpack(
         readable, writable = os.pipe2(os.O_CLOEXEC)
         try:
             try:
-                _child.send(json.dumps(request).encode(), [fd, target, writable])
+                extra = [] if source.growing is None else [source.growing]
+                _child.send(json.dumps(request).encode(), [fd, target, writable, *extra])
             finally:
                 os.close(writable)
             return _result(_read(readable))

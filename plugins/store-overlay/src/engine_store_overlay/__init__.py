@@ -15,6 +15,6 @@ def engine_image_stores() -> list[DriverDescription]:
             aliases=("overlay", "overlayfs"),
             loader="engine_store_overlay.driver:OverlayStore",
             summary="Layers in folders of their own, stacked by the kernel's overlayfs",
-            capabilities=frozenset({"parallel"}),
+            capabilities=frozenset({"parallel", "prepare"}),
         )
     ]

@@ -46,7 +46,7 @@ _T = TypeVar("_T")
 class OverlayStore(FolderStore):
     """Needs overlayfs on the file system of its root, which must not be an overlay itself."""
 
-    capabilities = frozenset({"parallel"})
+    capabilities = frozenset({"parallel", "prepare"})
 
     def __init__(self, context: DriverContext) -> None:
         root = context.root
