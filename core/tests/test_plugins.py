@@ -105,7 +105,7 @@ def test_an_unknown_name_lists_what_is_installed(make: Callable[..., Plugins]) -
         plugins.runtime("kata")
     with pytest.raises(NotFound, match='plugin "nosuch" not found'):
         plugins.network("nosuch")
-    with pytest.raises(InvalidParameter, match="logger: no log driver named 'x' is registered"):
+    with pytest.raises(InvalidParameter, match='error looking up logging plugin x: plugin "x" not found'):
         plugins.log("x")
 
 

@@ -264,7 +264,7 @@ class Plugins:
         if kind == "runtime":
             return InvalidParameter(f"unknown or invalid runtime name: {name}; installed: {installed}{hint}")
         if kind == "log":
-            return InvalidParameter(f"logger: no log driver named '{name}' is registered; installed: {installed}{hint}")
+            return InvalidParameter(f'error looking up logging plugin {name}: plugin "{name}" not found{hint}')
         if kind == "store":
             return InvalidParameter(f"no image store named {name}; installed: {installed}{hint}")
         return NotFound(f'plugin "{name}" not found; installed {kind} drivers: {installed}{hint}')

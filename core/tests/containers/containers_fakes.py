@@ -103,6 +103,15 @@ class FakeNetworks:
     def files(self, container: Any, attachment: Any) -> dict[str, bytes]:
         return {"hosts": b"127.0.0.1 localhost\n", "hostname": b"x\n", "resolv.conf": b""}
 
+    def link_environment(self, container: Any) -> list[str]:
+        return []
+
+    def named(self, container: Any) -> Any:
+        return container
+
+    async def renamed(self, container: Any) -> None:
+        self._journal.did("renamed")
+
 
 class FakeVolumes:
     def __init__(self, journal: Journal) -> None:

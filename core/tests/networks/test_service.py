@@ -22,7 +22,7 @@ from engine.model.container import Container, ContainerState, HostConfig, PortBi
 from engine.model.filters import Filters
 from engine.model.network import IPAM, EndpointIPAMConfig, EndpointSettings, IPAMConfig
 from engine.names import new_id
-from engine.networks import NetworkCreate, Networks
+from engine.networks import NetworkCreate, Networks, links
 from engine.store import Store
 from engine.testing.fakes import FakeNetworks
 from engine.workers import Workers
@@ -411,7 +411,21 @@ def test_extra_hosts_and_links_are_in_the_hosts_file(world: World) -> None:
             text = networks.files(container, attachment)["hosts"].decode()
             assert "10.9.0.1\tgate\nfd00::1\tsix\n10.9.0.2\tstore box db\n10.9.0.3\tbox\n" in text
             dead = world.container(networks, "c2", links=["nobody:x"])
-            with pytest.raises(NotFound):
-                networks.files(dead, SimpleNamespace(networks={}))  # type: ignore[arg-type]
+            assert "x" not in networks.files(dead, SimpleNamespace(networks={}))["hosts"].decode().split()  # type: ignore[arg-type]
+            assert networks.link_environment(container) == ["STORE_NAME=/c1/store"]
 
     run(body)
+
+
+def test_links_tell_ports_and_variables_by_the_alias() -> None:
+    assert links.parse("/db:/web/my-store") == ("db", "my-store")
+    assert links.parse("db") == ("db", "db")
+    with pytest.raises(InvalidParameter, match="bad format for links: a:b:c"):
+        links.parse("a:b:c")
+    assert links.legacy(HostConfig(network_mode="bridge", links=["db:x"])) == [("db", "x")]
+    assert links.legacy(HostConfig(network_mode="mine", links=["db:x"])) == []
+    config = SimpleNamespace(exposed_ports={"90/udp": {}, "443/tcp": {}, "80/tcp": {}}, env=["A=1", "PATH=/bin"])
+    lines = links.environment("web", "my-store", SimpleNamespace(config=config), "10.0.0.2")  # type: ignore[arg-type]
+    assert lines[:2] == ["MY_STORE_PORT=tcp://10.0.0.2:80", "MY_STORE_PORT_80_TCP=tcp://10.0.0.2:80"]
+    assert "MY_STORE_PORT_90_UDP_PROTO=udp" in lines
+    assert lines[-2:] == ["MY_STORE_NAME=/web/my-store", "MY_STORE_ENV_A=1"]

@@ -45,6 +45,7 @@ class CreateExtras(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
 
     host_config: HostConfig = HostConfig()
     networking_config: NetworkingConfig = NetworkingConfig()
+    runtime: str = ""  # docker-py puts it here; dockerd does not look, as its default has the usual name
 
 
 class UpdateRequest(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
@@ -90,12 +91,15 @@ async def create(services: Services, request: Request) -> Response:
     extras = codec.read_json(body, content_type, CreateExtras)
     if not _has_config(body):
         raise InvalidParameter("config cannot be empty in order to create a container")
+    host_config = extras.host_config
+    if extras.runtime and not host_config.runtime:
+        host_config = msgspec.structs.replace(host_config, runtime=extras.runtime)
     endpoints = {
         name: settings or EndpointSettings()
         for name, settings in (extras.networking_config.endpoints_config or {}).items()
     }
     container_id, warnings = await services.containers.create(
-        request.query.get("name"), config, extras.host_config, endpoints, request.query.get("platform")
+        request.query.get("name"), config, host_config, endpoints, request.query.get("platform")
     )
     return Response.json({"Id": container_id, "Warnings": warnings}, 201)
 
@@ -391,26 +395,26 @@ ROUTES = [
     Route("GET", "/containers/json", list_containers),
     Route("POST", "/containers/create", create),
     Route("POST", "/containers/prune", prune),
-    Route("GET", "/containers/{ref}/json", inspect),
-    Route("POST", "/containers/{ref}/start", start),
-    Route("POST", "/containers/{ref}/stop", stop),
-    Route("POST", "/containers/{ref}/restart", restart),
-    Route("POST", "/containers/{ref}/kill", kill),
-    Route("DELETE", "/containers/{ref}", remove),
-    Route("POST", "/containers/{ref}/rename", rename),
-    Route("POST", "/containers/{ref}/pause", pause),
-    Route("POST", "/containers/{ref}/unpause", unpause),
-    Route("POST", "/containers/{ref}/resize", resize),
-    Route("POST", "/containers/{ref}/update", update),
-    Route("POST", "/containers/{ref}/wait", wait),
-    Route("POST", "/containers/{ref}/attach", attach, hijack=True),
-    Route("GET", "/containers/{ref}/attach/ws", attach_websocket, hijack=True),
-    Route("GET", "/containers/{ref}/logs", logs),
-    Route("GET", "/containers/{ref}/stats", stats),
-    Route("GET", "/containers/{ref}/top", top),
-    Route("GET", "/containers/{ref}/changes", changes),
-    Route("GET", "/containers/{ref}/export", export),
-    Route("HEAD", "/containers/{ref}/archive", archive_head),
-    Route("GET", "/containers/{ref}/archive", archive_get),
-    Route("PUT", "/containers/{ref}/archive", archive_put, stream=True),
+    Route("GET", "/containers/{ref:path}/json", inspect),
+    Route("POST", "/containers/{ref:path}/start", start),
+    Route("POST", "/containers/{ref:path}/stop", stop),
+    Route("POST", "/containers/{ref:path}/restart", restart),
+    Route("POST", "/containers/{ref:path}/kill", kill),
+    Route("DELETE", "/containers/{ref:path}", remove),
+    Route("POST", "/containers/{ref:path}/rename", rename),
+    Route("POST", "/containers/{ref:path}/pause", pause),
+    Route("POST", "/containers/{ref:path}/unpause", unpause),
+    Route("POST", "/containers/{ref:path}/resize", resize),
+    Route("POST", "/containers/{ref:path}/update", update),
+    Route("POST", "/containers/{ref:path}/wait", wait),
+    Route("POST", "/containers/{ref:path}/attach", attach, hijack=True),
+    Route("GET", "/containers/{ref:path}/attach/ws", attach_websocket, hijack=True),
+    Route("GET", "/containers/{ref:path}/logs", logs),
+    Route("GET", "/containers/{ref:path}/stats", stats),
+    Route("GET", "/containers/{ref:path}/top", top),
+    Route("GET", "/containers/{ref:path}/changes", changes),
+    Route("GET", "/containers/{ref:path}/export", export),
+    Route("HEAD", "/containers/{ref:path}/archive", archive_head),
+    Route("GET", "/containers/{ref:path}/archive", archive_get),
+    Route("PUT", "/containers/{ref:path}/archive", archive_put, stream=True),
 ]

@@ -36,14 +36,14 @@ async def start(services: Services, request: Request) -> Response | None:
     """POST /exec/{id}/start: detached, or on this very connection."""
     wanted = await request.json(StartRequest)
     exec_id = request.params["id"]
-    config = services.execs.check_start(exec_id)
+    services.execs.check_start(exec_id)
     if wanted.detach:
-        await services.execs.start(exec_id, tty=wanted.tty or config.tty, console_size=wanted.console_size)
+        await services.execs.start(exec_id, console_size=wanted.console_size)
         return Response.empty(200)
-    terminal = wanted.tty or config.tty
-    client = Client(await request.hijack(content_type=stream_type(request, terminal)))
+    # dockerd's rule: create says whether the process has a terminal, start whether its output comes in frames
+    client = Client(await request.hijack(content_type=stream_type(request, wanted.tty)))
     try:
-        await services.execs.start(exec_id, client, tty=terminal, console_size=wanted.console_size)
+        await services.execs.start(exec_id, client, raw=wanted.tty, console_size=wanted.console_size)
     except EngineError:
         client.close()  # the client was told on the stream
     except BaseException:

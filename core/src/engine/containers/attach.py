@@ -57,11 +57,17 @@ class Client:
         return copy
 
     async def hand_over(
-        self, monitor: Monitor, *, stdin: bool, stdout: bool, stderr: bool, keys: bytes
+        self, monitor: Monitor, *, stdin: bool, stdout: bool, stderr: bool, keys: bytes, raw: bool | None = None
     ) -> asyncio.Future[str]:
-        """Let the monitor serve the client; the future tells how that ended."""
+        """Let the monitor serve the client (`Monitor.attach`); the future tells how that ended."""
         return await monitor.attach(
-            self._sock, stdin=stdin, stdout=stdout, stderr=stderr, detach_keys=keys, leftover=self._leftover
+            self._sock,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            detach_keys=keys,
+            raw=raw,
+            leftover=self._leftover,
         )
 
     def finish(self) -> None:

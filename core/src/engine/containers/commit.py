@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ import msgspec
 
 from engine.containers import create as container_create
 from engine.containers import views as container_views
-from engine.errors import InvalidParameter
+from engine.errors import Conflict, InvalidParameter, NotFound
 from engine.images.changes import apply_changes
 from engine.model.image import Descriptor, Image, ImageConfig
 from engine.names import Reference, parse_reference
@@ -53,12 +54,14 @@ async def commit(
     with images.content.lease():
         paused = pause and container.state.status == "running"
         if paused:
-            await containers.pause(container.id)
+            with contextlib.suppress(Conflict):  # it has just ended
+                await containers.pause(container.id)
         try:
             layer = await _layer(containers, container, images.content)
         finally:
             if paused:
-                await containers.unpause(container.id)
+                with contextlib.suppress(Conflict, NotFound):
+                    await containers.unpause(container.id)
         diff_ids = [*(base.config.diff_ids if base else ()), layer.digest]
         await images.unpack_layer(diff_ids, len(diff_ids) - 1, layer)
         document = _document(

@@ -161,10 +161,11 @@ class Execs:
         exec_id: str,
         client: Client | None = None,
         *,
-        tty: bool | None = None,
+        raw: bool = False,
         console_size: tuple[int, int] | None = None,
     ) -> None:
         """Run the session's process; with a client, its streams are the process's and this returns when it runs.
+        Output comes in Docker's frames unless ``raw``.
 
         A failed start is told to the client on its stream, as dockerd does, and raised.
         """
@@ -172,16 +173,15 @@ class Execs:
         session = self._get(exec_id)
         session.started = True
         container = self._containers.get(session.container_id)
-        terminal = config.tty if tty is None else tty
         await self._event(container, session, f"exec_start: {_line(config)}")
         reserve = client.reserve() if client else None
         try:
-            await self._run(session, container, client, terminal, console_size or config.console_size)
+            await self._run(session, container, client, raw, console_size or config.console_size)
         except BaseException as error:
             session.exit_code = error.exit_code if isinstance(error, StartFailed) else 126
             if reserve is not None and isinstance(error, EngineError):
                 text = f"{error}\r\n".encode()
-                await reserve.send(text if terminal else _frame_header(1, len(text)) + text)
+                await reserve.send(text if raw else _frame_header(1, len(text)) + text)
             if reserve is not None:
                 reserve.finish()
             self._ended(session)
@@ -195,19 +195,20 @@ class Execs:
         session: _Session,
         container: Container,
         client: Client | None,
-        terminal: bool,
+        raw: bool,
         console_size: tuple[int, int] | None,
     ) -> None:
         config = session.config
+        linked = self._containers.networks.link_environment(container)
         directory = self._containers.starter.bundle(container.id).path / "exec" / session.id
         try:
-            runtime, launch = await self._workers.call(self._prepare, session, container, directory, terminal)
+            runtime, launch = await self._workers.call(self._prepare, session, container, directory, linked)
             monitor = await self._launcher.spawn(
                 Task(
                     id=session.id,
                     directory=directory,
                     launch=launch,
-                    terminal=terminal,
+                    terminal=config.tty,
                     console_size=console_size,
                     open_stdin=config.attach_stdin and client is not None,
                     stdin_once=True,
@@ -223,6 +224,7 @@ class Execs:
                         stdout=config.attach_stdout or not (config.attach_stdin or config.attach_stderr),
                         stderr=config.attach_stderr or not (config.attach_stdin or config.attach_stdout),
                         keys=parse_keys(config.detach_keys),
+                        raw=raw,
                     )
                 session.monitor = monitor
                 session.pid = await monitor.start()
@@ -239,7 +241,7 @@ class Execs:
         session.over = self._workers.spawn(self._watch(session, monitor, directory), name=f"exec {session.id[:12]}")
 
     def _prepare(
-        self, session: _Session, container: Container, directory: Path, terminal: bool
+        self, session: _Session, container: Container, directory: Path, linked: Sequence[str]
     ) -> tuple[RuntimeDriver, Launch]:
         config = session.config
         root = Path(f"/proc/{container.state.pid}/root")
@@ -248,9 +250,10 @@ class Execs:
             args=config.cmd or [],
             env=config.env or [],
             working_dir=config.working_dir or container.config.working_dir,
-            tty=terminal,
+            tty=config.tty,
             user=users.find(root, config.user or container.config.user, container.host_config.group_add),
             defaults=self._containers.settings.defaults,
+            linked=linked,
         )
         self._containers.plugins.hooks.engine_exec_process(
             container=container, process=process, privileged=config.privileged or container.host_config.privileged
@@ -258,7 +261,7 @@ class Execs:
         directory.mkdir(mode=0o700, parents=True)
         runtime = self._containers.runtime(container)
         bundle = self._containers.starter.bundle(container.id)
-        return runtime, runtime.launch_exec(bundle, session.id, process, terminal=terminal)
+        return runtime, runtime.launch_exec(bundle, session.id, process, terminal=config.tty)
 
     async def _watch(self, session: _Session, monitor: Monitor, directory: Path) -> None:
         exit_ = await monitor.exit

@@ -21,6 +21,7 @@ from engine.errors import EngineError, NotFound, NotSupported
 from engine.model.container import Container
 from engine.model.filters import Filters
 from engine.names import find_by_prefix
+from engine.networks import links
 from engine.oci import spec as ocispec
 from engine.store import Put
 
@@ -161,10 +162,26 @@ class ContainerRecords:
             found = self._names.get(ref.removeprefix("/"))
             container = self._records.get(found or "")
         if container is None:
-            container = self._records.get(find_by_prefix(ref, self._records) or "")
+            container = self._records.get(find_by_prefix(ref, self._records) or "") or self._by_link(ref)
         if container is None:
             raise NotFound(f"No such container: {ref}")
         return container
+
+    def _by_link(self, ref: str) -> Container | None:
+        """``container/alias``: the one a container links to."""
+        name, slash, alias = ref.strip("/").partition("/")
+        parent = self._records.get(self._names.get(name, "")) if slash else None
+        found = {a: other for other, a in links.legacy(parent.host_config)} if parent else {}
+        return self._records.get(found.get(alias, ""))
+
+    def _link_names(self) -> dict[str, list[str]]:
+        """The names containers have through links of others, ``/container/alias``, by id."""
+        names: dict[str, list[str]] = {}
+        for container in self._records.values():
+            if container.host_config.links:
+                for other, alias in links.legacy(container.host_config):
+                    names.setdefault(other, []).append(f"/{container.name}/{alias}")
+        return names
 
     def find(self, container_id: str) -> Container | None:
         """A container by its full id, if there (still) is one."""
@@ -204,10 +221,14 @@ class ContainerRecords:
         )
         everything = all or limit > 0 or bool(filters.get("status"))
         found = []
+        link_names = self._link_names()
         now_ns = time.time_ns()
         for container in sorted(self._records.values(), key=lambda c: c.created, reverse=True):
             if (everything or is_running(container)) and wanted(container):
-                found.append(self._entry(container, size, now_ns))
+                entry = self._entry(container, size, now_ns)
+                if container.id in link_names:
+                    entry["Names"] = [*entry["Names"], *link_names[container.id]]
+                found.append(entry)
                 if len(found) == limit:
                     break
         return found
@@ -242,6 +263,11 @@ class ContainerRecords:
             masked_paths=ocispec.masked_paths(container.host_config, self.settings.host),
             readonly_paths=ocispec.readonly_paths(container.host_config),
         )
+        legacy = links.legacy(container.host_config)
+        if legacy or view["HostConfig"]["Links"]:
+            others = ((self.find(other), alias) for other, alias in legacy)
+            shown = [f"/{other.name}:/{container.name}/{alias}" for other, alias in others if other]
+            view["HostConfig"]["Links"] = shown or None
         if size:
             view |= self._size_view(container)
         return view

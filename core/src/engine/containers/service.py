@@ -46,6 +46,7 @@ from engine.model.filters import Filters
 from engine.model.network import EndpointSettings
 from engine.model.security import parse_security_opts
 from engine.names import new_id
+from engine.networks import links
 from engine.oci import resources
 from engine.platforms import Platform, host_platform, parse_platform
 from engine.signals import parse_signal
@@ -158,12 +159,29 @@ class Containers(ContainerRecords):
 
     def _resolve_modes(self, host_config: HostConfig) -> HostConfig:
         """Names in ``container:...`` modes become ids: names may change hands later."""
-        changes = {}
+        changes: dict[str, Any] = {}
         for field in ("network_mode", "ipc_mode", "pid_mode"):
             kind, _, other = getattr(host_config, field).partition(":")
             if kind == "container" and other:
-                changes[field] = f"container:{self.get(other).id}"
+                try:
+                    changes[field] = f"container:{self.get(other).id}"
+                except NotFound as error:  # of a create, 404 says that the image is missing: clients would pull it
+                    raise InvalidParameter(str(error)) from None
+        if links.legacy(host_config):
+            changes["links"] = [self._resolve_link(*link) for link in links.legacy(host_config)]
         return msgspec.structs.replace(host_config, **changes) if changes else host_config
+
+    def _resolve_link(self, ref: str, alias: str) -> str:
+        try:
+            other = self.get(ref)
+        except NotFound as error:
+            raise InvalidParameter(f"could not get container for {ref}: {error}") from None
+        if other.host_config.network_mode == "host":
+            raise InvalidParameter(
+                "conflicting options: host type networking can't be used with links. "
+                "This would result in undefined behavior"
+            )
+        return f"{other.id}:{alias}"
 
     def _choose_runtime(self, host_config: HostConfig, platform: Platform) -> str:
         if host_config.runtime:
@@ -371,9 +389,8 @@ class Containers(ContainerRecords):
         )
         live.monitor = None
         await self.save(ended)
-        live.answer("next-exit", exit_.code)
-        if not decision.restart:
-            live.answer("not-running", exit_.code)
+        for condition in ("next-exit", "not-running"):  # a container that waits for its restart does not run either
+            live.answer(condition, exit_.code)
         seconds = str(max(0, int(ran_for)))
         await self.event(ended, "die", exitCode=str(exit_.code), execDuration=seconds)
         for callback in self.ended:
@@ -524,9 +541,9 @@ class Containers(ContainerRecords):
 
     async def remove(self, ref: str, *, force: bool = False, volumes: bool = False, link: bool = False) -> None:
         """Delete a container, with ``force`` also a running one; ``volumes`` takes its anonymous volumes with it."""
-        container = self.get(ref)
         if link:
-            raise InvalidParameter(f"cannot get parent {ref} name: legacy container links are not supported")
+            return await self._remove_link(ref)
+        container = self.get(ref)
         live = self._live[container.id]
         if live.removing:
             raise Conflict(f"removal of container {ref} is already in progress")
@@ -545,6 +562,20 @@ class Containers(ContainerRecords):
                 await self._remove(live, volumes=volumes)
         finally:
             live.removing = False
+
+    async def _remove_link(self, ref: str) -> None:
+        """``docker rm --link container/alias``: the other container stays."""
+        parent, _, alias = ref.strip("/").partition("/")
+        if not alias:
+            raise Conflict("Conflict, cannot remove the default link name of the container")
+        live = self._live[self.get(parent).id]
+        async with live.lock:
+            host_config = self._records[live.id].host_config
+            kept = [f"{other}:{name}" for other, name in links.legacy(host_config) if name != alias]
+            if len(kept) == len(host_config.links or ()):
+                raise NotFound(f"No such container: {ref}")
+            changed = msgspec.structs.replace(host_config, links=kept or None)
+            await self.save(msgspec.structs.replace(self._records[live.id], host_config=changed))
 
     async def finish_removal(self, container_id: str) -> None:
         """Go on with a removal an earlier daemon had begun."""
@@ -583,7 +614,7 @@ class Containers(ContainerRecords):
         await self._attach_pending(live, None)
         await self.event(container, "destroy")
         for condition in ("next-exit", "not-running", "removed"):
-            live.answer(condition, container.state.exit_code)
+            live.answer(condition, container.state.exit_code)  # the removal went well, whatever came before it
 
     async def prune(self, filters: Filters) -> dict[str, Any]:
         """Remove all stopped containers that match; the body of ``/containers/prune``."""

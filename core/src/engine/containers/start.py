@@ -169,9 +169,10 @@ class Starter:
             (rootfs, mounts), attachment = await both(self._files(container), self._networks.attach(container))
             container = with_attachment(container, attachment)
             files = self._networks.files(container, attachment)
+            linked = self._networks.link_environment(container)
             shared = namespaces(container, attachment, find, self._shm(container, find))
             runtime, launch, writer = await self._workers.call(
-                self._prepare, container, bundle, rootfs, mounts, files, shared
+                self._prepare, container, bundle, rootfs, mounts, files, shared, linked
             )
             undo.push_async_callback(self._undo, self._workers.call, runtime.delete, bundle)
             monitor = await self._launcher.spawn(self._task(container, launch, writer))
@@ -204,6 +205,7 @@ class Starter:
         mounts: Sequence[OciMount],
         files: Mapping[str, bytes],
         shared: ocispec.Namespaces,
+        linked: Sequence[str],
     ) -> tuple[RuntimeDriver, Launch, LogWriter | None]:
         """The part of a start that needs no service: on one worker thread, in one go."""
         settings = self.settings
@@ -226,6 +228,7 @@ class Starter:
             devices=devices.plan(container.host_config),
             host=settings.host,
             defaults=settings.defaults,
+            linked=linked,
         )
         requested = cdi.wanted(container.host_config.device_requests)
         if requested:

@@ -61,7 +61,7 @@ class DetachKeys:
 
 
 class Attachment:
-    """A client socket served directly: raw with a terminal, Docker's 8-byte frames without.
+    """A client socket served directly: output is ``raw`` or in Docker's 8-byte frames.
 
     ``on_input(data)`` gets what the client sends and ``on_input_end()`` its end of input; ``on_end(how)`` is called
     once, when the socket has been closed: ``"detached"``, ``"closed"``, ``"exited"`` or `UNSTARTED`. ``on_room()`` is
@@ -74,6 +74,7 @@ class Attachment:
         sock: _socket.socket,
         *,
         terminal: bool,
+        raw: bool,
         streams: frozenset[int],
         keys: bytes,
         spool_directory: str,
@@ -86,7 +87,7 @@ class Attachment:
         self._loop = loop
         self._sock = sock
         self._fd = sock.fileno()
-        self._terminal = terminal
+        self._raw = raw
         self._streams = streams
         self._keys = DetachKeys(keys if terminal else b"")
         self._spool_directory = spool_directory
@@ -123,7 +124,7 @@ class Attachment:
         """Give the client a chunk of output, now or later."""
         if self.ended or stream not in self._streams:
             return
-        parts: tuple[bytes, ...] = (data,) if self._terminal else (_frame_header(stream, len(data)), data)
+        parts: tuple[bytes, ...] = (data,) if self._raw else (_frame_header(stream, len(data)), data)
         if self._spool >= 0:
             self._spool_write(parts)
             return

@@ -350,9 +350,11 @@ class Monitor:
         stdout: bool,
         stderr: bool,
         detach_keys: bytes = b"",
+        raw: bool | None = None,
         leftover: bytes = b"",
     ) -> asyncio.Future[str]:
-        """Hand the client's connected socket over; ``leftover`` is input that was already read from it.
+        """Hand the client's connected socket over; ``leftover`` is input that was already read from it. Output is
+        ``raw`` or comes in frames: unless said otherwise raw with a terminal.
 
         Afterwards ``sock`` is closed here and served by the monitor. The future tells how the attachment ended:
         ``"detached"``, ``"closed"`` (by the client, or it was too far behind), ``"exited"`` or ``"unstarted"`` (the
@@ -365,6 +367,7 @@ class Monitor:
             "stdout": stdout,
             "stderr": stderr,
             "keys": detach_keys.hex(),
+            "raw": raw,
             "leftover": bool(leftover),
         }
         fds = [os.dup(sock.fileno())]

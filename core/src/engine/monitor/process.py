@@ -539,6 +539,7 @@ class Monitor:
             self.loop,
             sock,
             terminal=self._terminal,
+            raw=self._terminal if message.get("raw") is None else message["raw"],
             streams=streams,
             keys=keys,
             spool_directory=self._directory,

@@ -253,7 +253,7 @@ class NetworkRecords:
             pools = self._ipam.add_network(
                 record.id, asked.config, ipv4=record.enable_ipv4, ipv6=record.enable_ipv6, avoid=avoid
             )
-            record = msgspec.structs.replace(record, ipam=IPAM(options=asked.options or {}, config=pools))
+            record = msgspec.structs.replace(record, ipam=IPAM(options=asked.options, config=pools))
             driver = await self._driver(record)
             await self._workers.call(driver.create_network, for_driver(record))
             try:

@@ -12,7 +12,7 @@ import asyncio
 import ipaddress
 import logging
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from engine.model.container import Config as ContainerConfig
 from engine.model.container import Container, HostConfig, PortBinding
 from engine.model.network import EndpointIPAMConfig, EndpointSettings, NetworkRecord
 from engine.names import new_id
-from engine.networks import attachments, dns, files, ipam, ports, sandbox
+from engine.networks import attachments, dns, files, ipam, links, ports, sandbox
 from engine.networks.attachments import Live, Plug
 from engine.networks.records import KIND, PREDEFINED, NetworkCreate, NetworkRecords, for_driver
 
@@ -579,19 +579,30 @@ class Networks(NetworkRecords):
     def _links(self, container: Container) -> list[tuple[str, str]]:
         """``--link`` on the default bridge: the other's address under the alias, its host name and its name."""
         found = []
-        if container.host_config.network_mode not in ("default", "bridge", ""):
-            return []  # its networks have links of their own, by name
-        for link in container.host_config.links or ():
-            ref, _, alias = link.rpartition(":") if ":" in link else (link, "", link)
-            other = self.find(ref.strip("/").split("/")[-1])
-            alias = alias.strip("/").split("/")[-1]
+        for alias, other, address in self._linked(container):
+            names = dict.fromkeys((alias, other.config.hostname, other.name))
+            found.append((address, " ".join(name for name in names if name)))
+        return found
+
+    def link_environment(self, container: Container) -> list[str]:
+        """The variables that tell a container about those it links to on the default bridge."""
+        return [
+            line
+            for alias, other, address in self._linked(container)
+            for line in links.environment(container.name, alias, other, address)
+        ]
+
+    def _linked(self, container: Container) -> Iterator[tuple[str, Container, str]]:
+        for ref, alias in links.legacy(container.host_config):
+            try:
+                other = self.find(ref)
+            except NotFound:
+                continue  # a link goes with the container it led to
             live = self.attachment(other)
             address = live.networks["bridge"].ip_address if live and "bridge" in live.networks else ""
             if not address:
                 raise Conflict(f"Cannot link to a non running container: /{other.name} AS /{container.name}/{alias}")
-            names = dict.fromkeys((alias, other.config.hostname, other.name))
-            found.append((address, " ".join(name for name in names if name)))
-        return found
+            yield alias, other, address
 
 
 def _recorded_endpoint(container_id: str, network_id: str, settings: EndpointSettings) -> Endpoint:

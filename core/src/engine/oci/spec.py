@@ -126,11 +126,13 @@ def build(
     devices: DevicePlan,
     host: Host,
     defaults: Defaults,
+    linked: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The complete spec, without capabilities and seccomp, as mutable JSON-like data.
 
     ``mounts`` are the container's volumes and binds as `Volumes.mount` returned them; ``files`` maps ``hosts``,
-    ``hostname`` and ``resolv.conf`` to host paths (any may be missing). Pure: the same values give the same spec.
+    ``hostname`` and ``resolv.conf`` to host paths (any may be missing); ``linked`` are the variables of its links.
+    Pure: the same values give the same spec.
     Raises `InvalidParameter` for options that contradict each other.
     """
     config, host_config = container.config, container.host_config
@@ -146,7 +148,7 @@ def build(
         "terminal": config.tty,
         "user": {"uid": user.uid, "gid": user.gid, "additionalGids": list(user.gids)},
         "args": [*((INIT_PATH, "--") if with_init else ()), container.path, *container.args],
-        "env": environment(container, user),
+        "env": environment(container, user, linked=linked),
         "cwd": config.working_dir or "/",
         "noNewPrivileges": defaults.no_new_privileges if no_new_privileges is None else no_new_privileges,
         "capabilities": {},
@@ -198,6 +200,7 @@ def exec_process(
     tty: bool,
     user: User,
     defaults: Defaults,
+    linked: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The OCI process of an exec session, without capabilities (hook ``engine_exec_process``).
 
@@ -208,15 +211,22 @@ def exec_process(
         "terminal": tty,
         "user": {"uid": user.uid, "gid": user.gid, "additionalGids": list(user.gids)},
         "args": list(args),
-        "env": environment(container, user, env, tty=tty),
+        "env": environment(container, user, env, linked=linked, tty=tty),
         "cwd": working_dir or container.config.working_dir or "/",
         "noNewPrivileges": defaults.no_new_privileges if asked is None else asked,
         "capabilities": {},
     }
 
 
-def environment(container: Container, user: User, extra: Sequence[str] = (), *, tty: bool | None = None) -> list[str]:
-    """PATH, HOSTNAME, TERM (with a terminal), then the container's variables and ``extra``, then HOME.
+def environment(
+    container: Container,
+    user: User,
+    extra: Sequence[str] = (),
+    *,
+    linked: Sequence[str] = (),
+    tty: bool | None = None,
+) -> list[str]:
+    """PATH, HOSTNAME, TERM (with a terminal), those of links, then the container's own and ``extra``, then HOME.
 
     Later ones replace earlier ones in place; an entry without ``=`` removes the variable.
     """
@@ -225,7 +235,7 @@ def environment(container: Container, user: User, extra: Sequence[str] = (), *, 
         variables["HOSTNAME"] = container.config.hostname
     if container.config.tty if tty is None else tty:
         variables["TERM"] = "xterm"
-    for entry in (*(container.config.env or ()), *extra):
+    for entry in (*linked, *(container.config.env or ()), *extra):
         name, separator, value = entry.partition("=")
         if separator:
             variables[name] = value
