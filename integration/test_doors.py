@@ -199,7 +199,7 @@ def plugin() -> Iterator[Plugin]:
 
 
 def test_an_authorization_plugin_sees_the_whole_body_and_can_refuse(
-    own_daemon: Start, plugin: Plugin, scratch: Path
+    plugin: Plugin, own_daemon: Start, scratch: Path
 ) -> None:
     daemon = own_daemon("--authorization-plugin", "engine-test-authz")
     docker = Client("docker", daemon, scratch)
@@ -225,7 +225,7 @@ def test_an_authorization_plugin_sees_the_whole_body_and_can_refuse(
     plugin.decide = lambda method, question: {"Allow": True}
 
 
-def test_a_body_without_a_length_is_authorized_too(own_daemon: Start, plugin: Plugin) -> None:
+def test_a_body_without_a_length_is_authorized_too(plugin: Plugin, own_daemon: Start) -> None:
     """CVE-2024-41110: a request that says it has no body, or sends it in chunks, must not slip past."""
     daemon = own_daemon("--authorization-plugin", "engine-test-authz", image=False)
     seen: list[bytes] = []
@@ -249,7 +249,7 @@ def test_a_body_without_a_length_is_authorized_too(own_daemon: Start, plugin: Pl
 
 
 def test_without_its_plugin_the_daemon_serves_nobody(
-    target: str, own_daemon: Start, plugin: Plugin, scratch: Path
+    target: str, plugin: Plugin, own_daemon: Start, scratch: Path
 ) -> None:
     daemon = own_daemon("--authorization-plugin", "engine-test-authz")
     docker = Client("docker", daemon, scratch)
@@ -262,7 +262,7 @@ def test_without_its_plugin_the_daemon_serves_nobody(
 
 
 def test_a_certificates_name_is_the_user_that_plugins_see(
-    own_daemon: Start, plugin: Plugin, certificates: Path
+    plugin: Plugin, own_daemon: Start, certificates: Path
 ) -> None:
     files = certificates / "server"
     own_daemon(

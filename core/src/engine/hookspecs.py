@@ -102,6 +102,11 @@ class Hooks(Protocol):
         ...
 
     @_spec
+    def engine_volume_admit(self, name: str, driver: str, options: Mapping[str, str]) -> None:
+        """Before a volume is made (by request, or with a container), on a worker thread. Raise to refuse."""
+        ...
+
+    @_spec
     def engine_oci_spec(self, container: Container, spec: MutableMapping[str, Any]) -> None:
         """Before each start, on a worker thread: edit the OCI runtime spec in place. Security plugins live here.
 

@@ -360,6 +360,8 @@ class Volumes:
             driver = await self._workers.call(self._plugins.volume, driver_name)
         except NotFound as error:
             raise NotFound(f"create {name}: error looking up volume plugin {driver_name}: {error}") from None
+        admit = self._plugins.hooks.engine_volume_admit
+        await self._workers.call(admit, name=name, driver=driver_name, options=dict(options or {}))
         try:
             volume = await self._workers.call(driver.create, name, dict(options or {}))
         except EngineError as error:
