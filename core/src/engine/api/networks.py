@@ -67,6 +67,18 @@ async def _disconnect(services: Services, request: Request) -> Response:
     return Response.empty(200)
 
 
+async def _explain(services: Services, request: Request) -> Response:
+    query = request.query
+    number, protocol = query.get("port") or "0", query.get("protocol") or "tcp"
+    if not (number.isascii() and number.isdigit() and int(number) <= 65535) or protocol not in ("tcp", "udp"):
+        raise InvalidParameter(f'invalid port specification: "{number}/{protocol}"')
+    if query.get("from"):
+        body = await services.networks.explain(query.get("from"), query.get("to"), int(number), protocol)
+    else:
+        body = await services.networks.explain_port(int(number), protocol)
+    return Response.json(body)
+
+
 def _for_version(body: dict[str, Any], version: tuple[int, int]) -> dict[str, Any]:
     if version < (1, 47):
         body.pop("EnableIPv4", None)
@@ -81,4 +93,5 @@ ROUTES = [
     Route("POST", "/networks/{ref}/connect", _connect),
     Route("POST", "/networks/{ref}/disconnect", _disconnect),
     Route("DELETE", "/networks/{ref}", _remove),
+    Route("GET", "/engine/networks/explain", _explain),
 ]

@@ -38,6 +38,7 @@ cp | copy | cp | Copy files/folders between a container and the local filesystem
 create | run | create | Create a new container
 diff | containers | diff | Inspect changes to files or directories on a container's filesystem
 events | events | events | Get real time events from the server
+explain | explain | explain | Say why a container can or cannot reach another, or whose a port is
 export | transfer | export | Export a container's filesystem as a tar archive
 history | images | history | Show the history of an image
 import | transfer | import | Import the contents from a tarball to create a filesystem image

@@ -20,7 +20,7 @@ from pathlib import Path
 from engine.drivers import DriverContext
 from engine.errors import NotSupported
 
-__all__ = ["Endpoint", "Joined", "Network", "NetworkDriver", "PublishedPort", "Route", "Subnet"]
+__all__ = ["Endpoint", "Finding", "Joined", "Network", "NetworkDriver", "PublishedPort", "Route", "Subnet"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +88,16 @@ class PublishedPort:
     host_port_end: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at: ``check`` is what in a word, ``detail`` what was found, ``fix`` what would help."""
+
+    check: str
+    ok: bool
+    detail: str
+    fix: str = ""
+
+
 class NetworkDriver(ABC):
     """Capabilities: ``publish`` (publish and unpublish), ``sandbox`` (containers get their own network
     namespace; without it - host, container - the core makes none and never calls join).
@@ -150,6 +160,13 @@ class NetworkDriver(ABC):
     def unpublish(self, network_id: str, endpoint_id: str) -> None:
         """Undo `publish`, all ports of the endpoint."""
         raise NotSupported(f"network driver {self.context.name} cannot publish ports")
+
+    def diagnose(self, network: Network, endpoint: Endpoint) -> Sequence[Finding]:
+        """What the kernel has of this endpoint, looked at now: each link, rule or setting its packets need.
+
+        Changes nothing and never raises for what is wrong, that is what it tells. For ``engine explain``.
+        """
+        return ()
 
     def restore(  # noqa: B027 - optional: a driver without kernel state has nothing to restore
         self, networks: Sequence[Network], endpoints: Sequence[tuple[Endpoint, tuple[PublishedPort, ...]]]

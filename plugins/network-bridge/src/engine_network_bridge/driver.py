@@ -20,7 +20,7 @@ from pathlib import Path
 
 from engine import kernel, netlink
 from engine.drivers import DriverContext
-from engine.drivers.network import Endpoint, Joined, Network, NetworkDriver, PublishedPort
+from engine.drivers.network import Endpoint, Finding, Joined, Network, NetworkDriver, PublishedPort
 from engine.errors import Conflict, EngineError, NotFound
 from engine.netlink import Netlink
 from engine_network_bridge import foreign, rules
@@ -321,6 +321,52 @@ class BridgeDriver(NetworkDriver):
                 "a published port is taken by another process",
                 extra={"endpoint": endpoint_id, "port": held[endpoint_id][0][index], "error": os.strerror(number)},
             )
+
+    # -- looking --------------------------------------------------------------------------------------------
+
+    def diagnose(self, network: Network, endpoint: Endpoint) -> Sequence[Finding]:
+        """The bridge, the endpoint's port in it, and the firewall's part."""
+        options = self._bridge(network.id).options
+        found = [self._look_at_bridge(network, options.bridge), self._look_at_port(endpoint, options)]
+        wanted = [*rules.network_elements(network, options), *self._firewall.ports(endpoint.id)]
+        missing = self._firewall.missing(wanted)
+        if missing:
+            text = f"the firewall lacks {', '.join(f'{each.set} {each.key}' for each in missing[:3])}"
+            found.append(Finding("firewall", False, text, "restart the engine"))
+        else:
+            found.append(
+                Finding("firewall", True, f"nftables table {self._owner} has the network's {len(wanted)} entries")
+            )
+        if not options.icc:
+            text = f"{network.name} forbids its containers to talk to each other ({_PREFIX}enable_icc=false)"
+            found.append(Finding("policy", False, text, "publish a port, or use another network"))
+        if not network.internal and Path("/proc/sys/net/ipv4/ip_forward").read_text().strip() == "0":
+            found.append(
+                Finding("forwarding", False, "the host does not forward packets", "sysctl net.ipv4.ip_forward=1")
+            )
+        if foreign.drops(self._owner, options.bridge, self._firewall.drops_forwarding):
+            text = f"iptables FORWARD drops by default and has no accept for {options.bridge}"
+            found.append(Finding("foreign", False, text, f"iptables -I DOCKER-USER -i {options.bridge} -j ACCEPT"))
+        return found
+
+    def _look_at_bridge(self, network: Network, name: str) -> Finding:
+        link = self._netlink.link(name)
+        if link is None:
+            return Finding("bridge", False, f"bridge {name} of {network.name} is gone", "restart the engine")
+        if not link.up:
+            return Finding("bridge", False, f"bridge {name} of {network.name} is down", f"ip link set {name} up")
+        return Finding("bridge", True, f"bridge {name} of {network.name} is up")
+
+    def _look_at_port(self, endpoint: Endpoint, options: BridgeOptions) -> Finding:
+        name = self._veth(endpoint.id)
+        link, bridge = self._netlink.link(name), self._netlink.link(options.bridge)
+        if link is None:
+            return Finding("link", False, f"the container's link {name} is gone", "restart the container")
+        if bridge is None or link.master != bridge.index:
+            return Finding("link", False, f"{name} is not in bridge {options.bridge}", "restart the engine")
+        if not link.up:
+            return Finding("link", False, f"{name} is down", f"ip link set {name} up")
+        return Finding("link", True, f"{name} ({endpoint.mac}) is in bridge {options.bridge} and up")
 
     def _reattach(self, endpoint: Endpoint) -> None:
         """Put a running container's veth back into its bridge, should the bridge have been deleted meanwhile."""

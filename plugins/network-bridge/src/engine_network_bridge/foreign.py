@@ -14,7 +14,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["accept", "withdraw"]
+__all__ = ["accept", "drops", "withdraw"]
 
 _log = logging.getLogger(__name__)
 
@@ -51,6 +51,16 @@ def withdraw(owner: str, bridge: str, nft_drops: Callable[[str], bool]) -> None:
             for rule in _rules(owner, bridge):
                 if _run(program, "-C", chain, *rule) is not None:
                     _run(program, "-D", chain, *rule)
+
+
+def drops(owner: str, bridge: str, nft_drops: Callable[[str], bool]) -> bool:
+    """Whether a FORWARD chain drops by default and lacks our accept; never raises."""
+    for program in [*_legacy(), *(program for program, family in _NFT.items() if nft_drops(family))]:
+        rules = (_run(program, "-S") or "").splitlines()
+        chain = "DOCKER-USER" if "-N DOCKER-USER" in rules else "FORWARD"
+        if "-P FORWARD DROP" in rules and any(_run(program, "-C", chain, *r) is None for r in _rules(owner, bridge)):
+            return True
+    return False
 
 
 def _rules(owner: str, bridge: str) -> list[tuple[str, ...]]:
