@@ -40,6 +40,14 @@ class App:
     async def echo(self, services: Services, request: Request) -> Response:
         return Response.json({"body": (await request.body(100_000)).decode(), "query": request.query.get("q")})
 
+    def prompt(self, services: Services, request: Request) -> Response | None:
+        match request.params["how"]:
+            case "yes":
+                return Response.text("at once")
+            case "conflict":
+                raise Conflict("it is <taken>")
+        return None
+
     async def count(self, services: Services, request: Request) -> Response:
         size = 0
         async for data in request.stream():
@@ -118,6 +126,7 @@ class App:
         return [
             Route("GET", "/echo", self.echo),
             Route("HEAD", "/echo", self.echo),
+            Route("GET", "/prompt/{how}", self.echo, prompt=self.prompt),
             Route("POST", "/echo", self.echo),
             Route("POST", "/count", self.count),
             Route("POST", "/slowly", self.slowly),
@@ -230,6 +239,30 @@ def test_pipelined_requests_are_answered_in_order(server: Running) -> None:
         while data.count(b'"query"') < 50:
             data += sock.recv(65536)
     assert re.findall(rb"u003c(\d+)", data) == [b"%d" % n for n in range(50)]
+
+
+def test_a_prompt_answer_waits_for_nothing_and_overtakes_nothing(server: Running) -> None:
+    with server.connect() as sock:
+        heads = [f"GET {path} HTTP/1.1\r\nHost: d\r\n" for path in ("/prompt/yes", "/echo?q=1", "/prompt/yes?q=2")]
+        sock.sendall(("\r\n".join(heads) + "Connection: close\r\n\r\n").encode())
+        answers = read_all(sock)
+    assert re.findall(rb'at once|"query":"\d"', answers) == [b"at once", b'"query":"1"', b'"query":"2"']
+
+
+def test_what_cannot_be_answered_promptly_goes_to_the_handler(server: Running) -> None:
+    with server.connect() as sock:
+        sock.sendall(b"GET /prompt/later?q=2 HTTP/1.1\r\nHost: d\r\n\r\n")
+        assert json.loads(response(sock)[2])["query"] == "2"
+        sock.sendall(b"GET /prompt/conflict HTTP/1.1\r\nHost: d\r\n\r\n")
+        assert response(sock)[0] == 409
+        sock.sendall(b"GET /prompt/yes HTTP/1.1\r\nHost: d\r\n\r\n")
+        assert response(sock)[2] == b"at once"
+
+
+def test_a_prompt_answer_to_a_client_that_wants_to_close_is_the_last(server: Running) -> None:
+    with server.connect() as sock:
+        sock.sendall(b"GET /prompt/yes HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n")
+        assert read_all(sock).endswith(b"at once")
 
 
 def test_a_request_in_single_bytes_is_understood(server: Running) -> None:

@@ -74,6 +74,15 @@ async def inspect(services: Services, request: Request) -> Response:
     size = request.query.flag("size")
     if size:
         await services.containers.measure([services.containers.get(request.params["ref"]).id])
+    return _inspected(services, request, size)
+
+
+def inspect_known(services: Services, request: Request) -> Response | None:
+    """The same at once, when nothing has to be measured."""
+    return None if request.query.flag("size") else _inspected(services, request, False)
+
+
+def _inspected(services: Services, request: Request, size: bool) -> Response:
     view = services.containers.inspect(request.params["ref"], size=size)
     if request.version >= (1, 52):
         settings = view["NetworkSettings"]
@@ -395,7 +404,7 @@ ROUTES = [
     Route("GET", "/containers/json", list_containers),
     Route("POST", "/containers/create", create),
     Route("POST", "/containers/prune", prune),
-    Route("GET", "/containers/{ref:path}/json", inspect),
+    Route("GET", "/containers/{ref:path}/json", inspect, prompt=inspect_known),
     Route("POST", "/containers/{ref:path}/start", start),
     Route("POST", "/containers/{ref:path}/stop", stop),
     Route("POST", "/containers/{ref:path}/restart", restart),

@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 
 _STATUS = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in http.HTTPStatus}
 _BODYLESS = frozenset({204, 304})
+_BODY = frozenset({"content-length", "transfer-encoding", "upgrade"})
 _HIGH_WATER = 512 * 1024
 _LOW_WATER = 128 * 1024
 _PIPELINE = 16
@@ -159,15 +160,26 @@ class HttpServer:
             if self.authorization is None:
                 return await route.handler(self.services, request)
             return await self.authorization.guard(route, request, self.services)
-        except EngineError as error:
-            if error.http_status >= 500:
-                log.error(
-                    "request failed", extra={"method": request.method, "path": request.path, "reason": error.message}
-                )
-            return error_response(error)
-        except Exception:
-            log.exception("request broke", extra={"method": request.method, "path": request.path})
-            return Response.error(500, f"internal error while serving {request.method} {request.path}: see the log")
+        except Exception as error:
+            return _failed(request, error)
+
+    def answer(self, route: Route, request: Request) -> Response | None:
+        """What the route's ``prompt`` answers, if it has one and may be asked."""
+        if route.prompt is None or self.authorization is not None:
+            return None
+        try:
+            return route.prompt(self.services, request)
+        except Exception as error:
+            return _failed(request, error)
+
+
+def _failed(request: Request, error: Exception) -> Response:
+    if not isinstance(error, EngineError):
+        log.error("request broke", extra={"method": request.method, "path": request.path}, exc_info=error)
+        return Response.error(500, f"internal error while serving {request.method} {request.path}: see the log")
+    if error.http_status >= 500:
+        log.error("request failed", extra={"method": request.method, "path": request.path, "reason": error.message})
+    return error_response(error)
 
 
 def error_response(error: EngineError) -> Response:
@@ -455,6 +467,11 @@ class _Connection(asyncio.Protocol):
             exchange.expects = True
         self._arriving = exchange
         self._queue.append(exchange)
+        if len(self._queue) == 1 and exchange.route is not None and not headers.keys() & _BODY:
+            response = self.server.answer(exchange.route, request)
+            if response is not None:
+                self._answer(exchange, response)
+                return
         if len(self._queue) == 1:
             self._start()
         elif len(self._queue) > _PIPELINE:
@@ -484,6 +501,13 @@ class _Connection(asyncio.Protocol):
 
     def _start(self) -> None:
         self.task = self._loop.create_task(self._run(self._queue[0]))
+
+    def _answer(self, exchange: _Exchange, response: Response) -> None:
+        """Answer the only request, which has no body, at once."""
+        self._arriving = None
+        exchange.finish()
+        self._transport.write(self._message(exchange, response))
+        self._finish(exchange)
 
     async def _run(self, exchange: _Exchange) -> None:
         try:
@@ -543,21 +567,25 @@ class _Connection(asyncio.Protocol):
             self._set_deadline(self.limits.idle_time)
 
     async def _send(self, exchange: _Exchange, response: Response) -> None:
-        closing = not exchange.keep_alive or self.server.closing or not exchange.body_done
-        ending = b"Connection: close\r\n" if closing else b""
-        body = response.body
-        if isinstance(body, bytes):
-            if self._lost:
-                return
-            if response.status not in _BODYLESS:
-                ending += b"Content-Length: %d\r\n" % len(body)
-            head = self.server.head(response.status, response.headers, ending)
-            bodyless = exchange.request.method == "HEAD" or response.status in _BODYLESS
-            self._transport.write(head if bodyless else head + body)
+        if not isinstance(response.body, bytes):
+            await self._send_stream(exchange, response, response.body, self._ending(exchange))
+        elif not self._lost:
+            self._transport.write(self._message(exchange, response))
             if self._paused_writing:
                 await self._drain()
-            return
-        await self._send_stream(exchange, response, body, ending)
+
+    def _ending(self, exchange: _Exchange) -> bytes:
+        closing = not exchange.keep_alive or self.server.closing or not exchange.body_done
+        return b"Connection: close\r\n" if closing else b""
+
+    def _message(self, exchange: _Exchange, response: Response) -> bytes:
+        """A whole response whose body is known."""
+        body, ending = response.body, self._ending(exchange)
+        assert isinstance(body, bytes)
+        if response.status in _BODYLESS:
+            return self.server.head(response.status, response.headers, ending)
+        head = self.server.head(response.status, response.headers, ending + b"Content-Length: %d\r\n" % len(body))
+        return head if exchange.request.method == "HEAD" else head + body
 
     async def _send_stream(
         self, exchange: _Exchange, response: Response, body: AsyncIterator[bytes], ending: bytes

@@ -184,9 +184,7 @@ class Request:
         """The body as ``kind``, read as dockerd does: content type checked; without a body, ``kind()``."""
         return codec.read_json(await self.body(), self.headers.get("content-type", ""), kind)  # type: ignore[no-any-return]
 
-    async def hijack(
-        self, *, content_type: str = "application/vnd.docker.raw-stream", websocket: str = ""
-    ) -> Hijacked:
+    async def hijack(self, *, content_type: str = "application/vnd.docker.raw-stream", websocket: str = "") -> Hijacked:
         """Answer and take the socket: 101 UPGRADED when the client asked for an upgrade, else 200 without a length.
 
         The route must be declared with ``hijack=True``; the handler then returns None. Errors before this call are
@@ -245,8 +243,9 @@ class Route:
     ``since`` and ``until`` bound the API versions that have the route (outside it is 404). ``hijack`` allows
     `Request.hijack`. ``cancel`` cancels the handler when the client leaves (for long waits and pulls); without it a
     handler runs to its end, so that no change of state is torn; streamed bodies always end with their client.
-    ``stream`` says that the body is read with `Request.stream` (tars, archives): it is authorized unread, while every
-    other body is read whole first.
+    ``prompt`` answers a request without a body before any other is looked at, if it can do so without waiting; where it
+    gives None the handler is asked. ``stream`` says that the body is read with `Request.stream` (tars, archives): it is
+    authorized unread, while every other body is read whole first.
     """
 
     method: str
@@ -257,6 +256,7 @@ class Route:
     hijack: bool = False
     cancel: bool = False
     stream: bool = False
+    prompt: Callable[[Services, Request], Response | None] | None = None
 
 
 _VERSION = re.compile(r"/v([0-9.]+)(/.*)")

@@ -33,6 +33,11 @@ _NOT_A_MANAGER = (
 
 async def ping(services: Services, request: Request) -> Response:
     """``GET`` and ``HEAD /_ping``."""
+    return pong(services, request)
+
+
+def pong(services: Services, request: Request) -> Response:
+    """The same at once: clients ask before everything else they do."""
     return _PONG
 
 
@@ -145,8 +150,8 @@ def _not_served(what: str) -> Handler:
 _SWARM = ["/swarm", "/nodes", "/services", "/tasks", "/secrets", "/configs"]
 
 ROUTES = [
-    Route("GET", "/_ping", ping),
-    Route("HEAD", "/_ping", ping),
+    Route("GET", "/_ping", ping, prompt=pong),
+    Route("HEAD", "/_ping", ping, prompt=pong),
     Route("GET", "/version", version),
     Route("GET", "/info", info),
     Route("GET", "/events", events),
