@@ -6,6 +6,7 @@ import http.client
 import io
 import json
 import os
+import re
 import socket
 import tarfile
 import time
@@ -470,3 +471,33 @@ def test_gpus_fail_as_with_docker_and_without_other_noise(docker: Client) -> Non
     assert result.code == 125
     assert result.err.startswith("docker: Error response from daemon: could not select device driver")
     assert 'could not select device driver "" with capabilities: [[gpu]]' in result.err
+
+
+# -- logs -----------------------------------------------------------------------------------------------------
+
+
+def test_details_show_labels_variables_and_tag(docker: Client, name: str) -> None:
+    options = ("--log-opt", "labels=a", "--log-opt", "env=E", "--log-opt", "tag=x{{.Name}}")
+    docker("run", "--name", name, *options, "-l", "a=1", "-e", "E=v w", "bb", "echo", "hi")
+
+    assert docker("logs", "--details", name).out == f"E=v+w,a=1,tag=x{name} hi\n"
+
+
+@pytest.mark.parametrize("mode", ["blocking", "non-blocking"])
+def test_a_log_sent_to_syslog_arrives_and_can_still_be_read(
+    docker: Client, name: str, tmp_path: Path, mode: str
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
+        path = f"/tmp/syslog-{os.getpid()}-{mode}"
+        server.bind(path)
+        server.settimeout(10)
+        try:
+            docker(
+                "run", "--name", name, "--log-driver", "syslog", "--log-opt", f"syslog-address=unixgram://{path}",
+                "--log-opt", "syslog-format=rfc5424", "--log-opt", "tag={{.Name}}", "--log-opt", f"mode={mode}",
+                "bb", "echo", "to syslog",
+            )  # fmt: skip
+            assert re.fullmatch(rf"<30>1 \S+ \S+ {name} \d+ {name} - to syslog\n?", server.recv(4096).decode())
+        finally:
+            os.unlink(path)
+    assert docker("logs", name).out == "to syslog\n"

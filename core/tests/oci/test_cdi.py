@@ -77,7 +77,7 @@ def test_a_later_directory_wins(directory: Path, tmp_path: Path) -> None:
 
 
 def test_unknown_devices_are_named(directory: Path) -> None:
-    with pytest.raises(EngineError, match="unresolvable CDI devices vendor.com/gpu=nine"):
+    with pytest.raises(EngineError, match=r"unresolvable CDI devices vendor\.com/gpu=nine"):
         cdi.resolve(["vendor.com/gpu=nine"], [directory, directory / "missing"])
 
 

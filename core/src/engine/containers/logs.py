@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote_plus
 
-from engine.drivers.log import LogCursor, LogEntry, LogQuery
+from engine.containers import logcache
+from engine.drivers.log import LogCursor, LogEntry, LogQuery, LogTarget
 from engine.errors import InvalidParameter, NotSupported
 from engine.timestamps import parse_timestamp, rfc3339_fixed
 
@@ -71,12 +72,13 @@ def stream(containers: Containers, container: Container, request: LogRequest) ->
     """
     if not request.stdout and not request.stderr:
         raise InvalidParameter("Bad parameters: you must choose at least one stream")
-    driver = containers.plugins.log(container.log_driver)
+    driver, target = logcache.readable(
+        containers.plugins, container.log_driver, containers.starter.log_target(container)
+    )
     if "read" not in driver.capabilities:
         raise NotSupported("configured logging driver does not support reading")
-    target = containers.starter.log_target(container)
     query = request.query()
-    prefix = _details(container) if request.details else b""
+    prefix = _details(target) if request.details else b""
     form = _Form(container.config.tty, request.timestamps, prefix)
     if request.follow:
         return _follow(containers, container.id, lambda: driver.follow(target, query), query, form)
@@ -105,13 +107,9 @@ class _Form:
         return b"".join(parts)
 
 
-def _details(container: Container) -> bytes:
-    """The attributes named by the log options ``labels`` and ``env``, as ``k=v,k=v`` and a space."""
-    options = container.host_config.log_config.config
-    labels = container.config.labels or {}
-    environment = dict(line.partition("=")[::2] for line in container.config.env or ())
-    found = {name: labels[name] for name in options.get("labels", "").split(",") if name in labels}
-    found |= {name: environment[name] for name in options.get("env", "").split(",") if name in environment}
+def _details(target: LogTarget) -> bytes:
+    """What the log options ``labels``, ``env`` and ``tag`` name, as ``k=v,k=v`` and a space."""
+    found = {**target.extra, "tag": target.tag} if "tag" in target.options else target.extra
     return ",".join(f"{quote_plus(k)}={quote_plus(v)}" for k, v in sorted(found.items())).encode() + b" "
 
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import msgspec
 
+from engine.containers import logattributes, logcache
 from engine.drivers.log import LogTarget
 from engine.drivers.runtime import Bundle, Launch, RuntimeDriver
 from engine.errors import Conflict, EngineError, NotFound, StartFailed
@@ -138,10 +139,13 @@ class Starter:
     def log_target(self, container: Container) -> LogTarget:
         """Where the container's log driver writes and reads."""
         attributes = {"name": container.name, "image": container.config.image, "image_id": container.image_id}
+        options = container.host_config.log_config.config
         return LogTarget(
             container_id=container.id,
             directory=self.directory(container.id),
-            options=container.host_config.log_config.config,
+            options=options,
+            tag=logattributes.tag(container, options.get("tag", "")),
+            extra=logattributes.chosen(container, options),
             attributes=attributes | (container.config.labels or {}),
         )
 
@@ -237,7 +241,7 @@ class Starter:
         (bundle.path / "config.json").write_bytes(msgspec.json.encode(spec))
         runtime = self._plugins.runtime(container.runtime)
         launch = runtime.launch(bundle, terminal=container.config.tty)
-        writer = self._plugins.log(container.log_driver).writer(self.log_target(container))
+        writer = logcache.writer(self._plugins, container.log_driver, self.log_target(container))
         return runtime, launch, writer
 
     def _task(self, container: Container, launch: Launch, writer: LogWriter | None) -> Task:

@@ -34,6 +34,8 @@ class LogTarget:
     directory: Path
     options: Mapping[str, str] = field(default_factory=dict)
     attributes: Mapping[str, str] = field(default_factory=dict)  # name, image, labels: for tags and remote logs
+    tag: str = ""  # the option ``tag`` filled in; empty: the driver's default
+    extra: Mapping[str, str] = field(default_factory=dict)  # what the options labels, env and their like name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
