@@ -39,7 +39,7 @@ __all__ = ["Daemon", "main"]
 
 log = logging.getLogger(__name__)
 
-_RESOURCES = ("system", "containers", "exec", "images", "networks", "volumes")
+_RESOURCES = ("system", "containers", "exec", "images", "networks", "volumes", "security")
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 

@@ -188,6 +188,8 @@ class System:
     def _security_options(self) -> list[str]:
         offered: Iterable[Iterable[str]] = self._plugins.hooks.engine_security_options()
         options = [text for group in offered for text in group]
+        if self._config.no_new_privileges:
+            options.append("name=no-new-privileges")
         if self._facts.get("CgroupVersion") == "2" and "name=cgroupns" not in options:
             options.append("name=cgroupns")
         return options

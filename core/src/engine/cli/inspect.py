@@ -85,8 +85,18 @@ def _getter(session: Session, kind: str, *, size: bool = False, query: dict[str,
     return get
 
 
+def _security(session: Session) -> Getter:
+    def get(name: str) -> Any:
+        return session.client.get(f"/engine/containers/{segment(name)}/security")
+
+    return get
+
+
 def inspect(session: Session, flags: Flags) -> None:
     """Inspect objects of any kind, or of the kind named by --type."""
+    if flags["security"]:
+        show_objects(session, flags.arguments, flags["format"], _security(session))
+        return
     kind = flags["type"]
     if flags.changed("type") and not kind:
         raise Failure('type is empty: must be one of "config", "container", "image", "network", "node", "plugin", '
@@ -128,6 +138,7 @@ _FORMAT = f"f format string {INSPECT_FORMAT_HELP}"
 COMMANDS = {
     "inspect": Command(inspect, "[OPTIONS] NAME|ID [NAME|ID...]", f"""
 {_FORMAT}
+- security bool Show what confines a running container
 s size bool Display total file sizes if the type is container
 - type string Only inspect objects of the given type
 """, arguments=(1, None)),

@@ -63,7 +63,8 @@ class Attacher:
 
     def mount(self, container: Container, roots: Mapping[int, Path]) -> Sequence[OciMount]:
         """``roots`` are the mounted root file systems for mounts of type image, by position."""
-        (self._state / container.id).mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._state.mkdir(mode=0o711, parents=True, exist_ok=True)  # parents would get the umask's mode
+        (self._state / container.id).mkdir(mode=0o700, exist_ok=True)
         return [self._mount(container, index, point, roots) for index, point in enumerate(container.mounts)]
 
     def unmount(self, container: Container) -> None:
