@@ -104,7 +104,7 @@ def load(session: Session, flags: Flags) -> None:
         sys.stdout.buffer.write(piece)
 
 
-def _receive(response: Response, path: str) -> None:
+def receive(response: Response, path: str) -> None:
     """Write a body to a file that appears only when it is complete, or to standard output."""
     from engine.cli.streams import write_all
 
@@ -128,7 +128,8 @@ def _receive(response: Response, path: str) -> None:
         raise
 
 
-def _check_output(path: str, what: str) -> None:
+def check_output(path: str, what: str) -> None:
+    """Refuse what would flood a terminal or cannot be written to."""
     if not path and os.isatty(1):
         raise Failure("cowardly refusing to save to a terminal. Use the -o flag or redirect")
     if path:
@@ -141,18 +142,18 @@ def _check_output(path: str, what: str) -> None:
 
 def save(session: Session, flags: Flags) -> None:
     """Save images to an archive."""
-    _check_output(flags["output"], "save image")
+    check_output(flags["output"], "save image")
     query: dict[str, Any] = {"names": flags.arguments}
     if flags["platform"]:
         query["platform"] = _platform(flags["platform"])
-    _receive(session.client.request("GET", "/images/get", query), flags["output"])
+    receive(session.client.request("GET", "/images/get", query), flags["output"])
 
 
 def export(session: Session, flags: Flags) -> None:
     """Export a container's file system."""
-    _check_output(flags["output"], "export container")
+    check_output(flags["output"], "export container")
     name = flags.arguments[0]
-    _receive(session.client.request("GET", f"/containers/{segment(name)}/export"), flags["output"])
+    receive(session.client.request("GET", f"/containers/{segment(name)}/export"), flags["output"])
 
 
 def import_image(session: Session, flags: Flags) -> None:

@@ -1,4 +1,4 @@
-"""``volume ls``, ``create`` and ``rm``."""
+"""``volume ls``, ``create`` and ``rm``; ours: ``export``, ``import``, ``clone`` and ``snapshot``."""
 
 from __future__ import annotations
 
@@ -77,6 +77,45 @@ def remove(session: Session, flags: Flags) -> None:
     session.each(flags.arguments, one)
 
 
+def export(session: Session, flags: Flags) -> None:
+    """Write a volume's files as a tar archive."""
+    from engine.cli.transfer import check_output, receive
+
+    check_output(flags["output"], "export volume")
+    receive(session.client.request("GET", f"/engine/volumes/{segment(flags.arguments[0])}/archive"), flags["output"])
+
+
+def import_(session: Session, flags: Flags) -> None:
+    """Fill a volume from a tar archive, compressed or not."""
+    import sys
+
+    from engine.cli.failures import Failure
+    from engine.cli.transfer import pieces
+
+    name, source = flags.arguments[0], flags.arguments[1] if len(flags.arguments) > 1 else "-"
+    try:
+        body = pieces(sys.stdin.buffer if source == "-" else open(source, "rb", buffering=0))  # noqa: SIM115
+    except OSError as error:
+        raise Failure(f"open {source}: {(error.strerror or '').lower()}") from None
+    path = f"/engine/volumes/{segment(name)}/archive"
+    session.out(session.client.request("PUT", path, stream=body).json()["Name"])
+
+
+def _copy(session: Session, source: str, body: dict[str, Any]) -> None:
+    session.out(session.client.post(f"/engine/volumes/{segment(source)}/copies", body=body)["Name"])
+
+
+def clone(session: Session, flags: Flags) -> None:
+    """Copy a volume."""
+    body = {"Name": flags.arguments[1], "Labels": pairs(flags["label"]) if flags["label"] else None}
+    _copy(session, flags.arguments[0], body)
+
+
+def snapshot(session: Session, flags: Flags) -> None:
+    """Copy a volume as it is now, under a name that tells when."""
+    _copy(session, flags.arguments[0], {"Snapshot": True, "Name": "".join(flags.arguments[1:])})
+
+
 COMMANDS = {
     "volume ls": Command(ls, "[OPTIONS]", f"""
 f filter filter Provide filter values (e.g. "dangling=true")
@@ -88,6 +127,13 @@ d driver string=local Specify volume driver name (default "local")
 - label list Set metadata for a volume
 o opt map Set driver specific options (default map[])
 """, arguments=(0, 1)),
+    "volume export": Command(export, "[OPTIONS] VOLUME",
+                             "o output string Write to a file, instead of STDOUT", arguments=(1, 1)),
+    "volume import": Command(import_, "VOLUME [FILE|-]", "", arguments=(1, 2)),
+    "volume clone": Command(clone, "[OPTIONS] VOLUME NEW",
+                            "- label list Set metadata for the new volume, instead of the old one's",
+                            arguments=(2, 2)),
+    "volume snapshot": Command(snapshot, "VOLUME [NAME]", "", arguments=(1, 2)),
     "volume rm": Command(remove, "[OPTIONS] VOLUME [VOLUME...]",
                          "f force bool Force the removal of one or more volumes",
                          arguments=(1, None)),

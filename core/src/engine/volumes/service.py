@@ -7,8 +7,8 @@ there yet, so what they will use is *reserved* in memory from `resolve` until `r
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, suppress
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -228,6 +228,27 @@ class Volumes:
             self._pruning = False
         await self._events.publish("volume", "prune", "", {"reclaimed": str(reclaimed)})
         return {"VolumesDeleted": deleted, "SpaceReclaimed": reclaimed}
+
+    @asynccontextmanager
+    async def borrowed(self, name: str) -> AsyncIterator[Path]:
+        """The volume's directory, mounted for the engine itself; nobody can remove the volume meanwhile."""
+        record, consumer = self.get(name), f"copy-{new_id()[:12]}"
+        async with self._locks(name):
+            self._reserved[consumer] = {name: False}
+            try:
+                driver = await self._workers.call(self._plugins.volume, record.driver)
+                path = await self._workers.call(driver.mount, name, consumer)
+            except BaseException:
+                del self._reserved[consumer]
+                raise
+        try:
+            yield path
+        finally:
+            async with self._locks(name):
+                try:
+                    await self._workers.call(driver.unmount, name, consumer)
+                finally:
+                    del self._reserved[consumer]
 
     # -- for containers -------------------------------------------------------------------------------------
 
