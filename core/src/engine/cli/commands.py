@@ -121,11 +121,15 @@ system dial-stdio | system | system dial-stdio | Proxy the stdio stream to the d
 system events | events | events | Get real time events from the server
 system info | system | info | Display system-wide information
 system prune | prune | system prune | Remove unused data
+volume clone | volumes | volume clone | Copy a volume
 volume create | volumes | volume create | Create a volume
+volume export | volumes | volume export | Export a volume's files as a tar archive
+volume import | volumes | volume import | Fill a volume from a tar archive
 volume inspect | inspect | volume inspect | Display detailed information on one or more volumes
 volume ls | volumes | volume ls | List volumes
 volume prune | prune | volume prune | Remove unused local volumes
 volume rm | volumes | volume rm | Remove one or more volumes
+volume snapshot | volumes | volume snapshot | Copy a volume as it is now
 """
 GROUPS = {
     "cert": "Manage certificates of the API",
