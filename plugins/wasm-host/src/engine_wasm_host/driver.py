@@ -45,6 +45,7 @@ class _Linux(msgspec.Struct):
     namespaces: list[dict[str, str]] = []
     resources: dict[str, Any] = {}
     seccomp: msgspec.Raw = msgspec.Raw()
+    sysctl: dict[str, str] = {}
 
 
 class _Root(msgspec.Struct):
@@ -143,6 +144,7 @@ class WasmHost(RuntimeDriver):
             "gid": user.get("gid", 0),
             "groups": user.get("additionalGids") or [],
             "rlimits": [(limit["type"], limit["soft"], limit["hard"]) for limit in spec.process.rlimits],
+            "sysctls": list(spec.linux.sysctl.items()),
             "oom_score_adj": spec.process.oomScoreAdj,
             "memory": max(limit - _OVERHEAD, limit // 2) if limit > 0 else 0,
             "seccomp": bool(bytes(spec.linux.seccomp)),

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from engine_wasm_host import command, sandbox
+from engine_wasm_host import command, sandbox, serving
 
 # Their default is to do nothing.
 _IGNORED = frozenset((signal.SIGCHLD, signal.SIGURG, signal.SIGWINCH, signal.SIGCONT))
@@ -23,7 +23,8 @@ _OWN = frozenset((signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, s
 _plans: dict[str, dict[str, Any]] = {}
 
 
-def _plan(bundle: str) -> dict[str, Any]:
+def plan_of(bundle: str) -> dict[str, Any]:
+    """The plan the driver wrote."""
     if bundle not in _plans:
         with open(bundle + "/wasm.json", "rb") as file:
             _plans[bundle] = json.load(file)
@@ -32,12 +33,13 @@ def _plan(bundle: str) -> dict[str, Any]:
 
 def prepare(bundle: str) -> None:
     """In the monitor: the fork that follows makes the first process of the container's pid namespace."""
-    sandbox.share_processes(_plan(bundle)["namespaces"])
+    sandbox.share_processes(plan_of(bundle)["namespaces"])
 
 
 def main(bundle: str, report: int) -> int:
     """Be the container's process."""
-    return run(_plan(bundle), report, command.load)
+    plan = plan_of(bundle)
+    return run(plan, report, serving.load if plan["kind"] == "http" else command.load)
 
 
 def run(plan: dict[str, Any], report: int, load: Callable[[dict[str, Any]], Callable[[], int]]) -> int:

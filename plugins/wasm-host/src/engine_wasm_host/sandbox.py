@@ -82,6 +82,8 @@ def enclose(plan: dict[str, Any]) -> None:
         else:
             fresh |= kind
     kernel.unshare(fresh)
+    for name, value in plan["sysctls"]:  # of the namespaces just entered
+        _write("/proc/sys/" + name.replace(".", "/"), value)
     if plan["oom_score_adj"] is not None:
         _write("/proc/self/oom_score_adj", str(plan["oom_score_adj"]))
     _rename_process(plan["title"], plan["args"])
