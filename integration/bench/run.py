@@ -3,8 +3,8 @@
     python integration/bench/run.py [--rounds N] [--only NAME,...] [--write]
 
 Each daemon lives in a network namespace and a cpuacct cgroup of its own; CPU time counts every process a daemon starts,
-containers included. ``--write`` puts the table into ``integration/bench/RESULTS.md``. Wall times on a busy machine mean
-little by themselves; the ratio of medians measured side by side is what we look at.
+containers included. ``--write`` puts the table into ``integration/bench/RESULTS.md``, above the notes. Wall times on a
+busy machine mean little by themselves; the ratio of medians measured side by side is what we look at.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ BARS = {
     "pull_rootfs": 0.5,
     "engine_ps_cpu": None,
 }
+NOTES = "## Notes\n"
 ABSOLUTE = {"memory_container": "0.8 MB", "memory_idle": "45 MB", "cold_start": "250 ms", "engine_ps_cpu": "40 ms"}
 
 
@@ -83,7 +84,7 @@ class Peer:
     @property
     def cgroup(self) -> Path:
         """Where CPU time is counted."""
-        return CPUACCT / f"engine-bench-{self.kind}"
+        return CPUACCT / f"engine-bench-{self.kind}-{os.getpid()}"
 
     def start(self) -> float:
         """Start the daemon; milliseconds to its first answer."""
@@ -430,16 +431,22 @@ def main() -> int:
                 cli(peer, "load", "-q", "-i", str(archive))
             only = set(filter(None, options.only.split(",")))
             text = table(measure(peers, options.rounds, only, scratch))
+            sys.stdout.write(text + "\n")
+            if options.write:
+                write(text)
         finally:
             for peer in peers:
                 clean(peer)
-    sys.stdout.write(text + "\n")
-    if options.write:
-        head = (
-            "# Measured\n\n`python integration/bench/run.py --write`, medians, both daemons in one interleaved run.\n\n"
-        )
-        Path(__file__).with_name("RESULTS.md").write_text(head + text + "\n")
     return 0
+
+
+def write(text: str) -> None:
+    """Put the table into RESULTS.md; what was written below its notes' heading stays."""
+    path = Path(__file__).with_name("RESULTS.md")
+    notes = path.read_text().partition(NOTES)[2] if path.exists() else "\n"
+    head = "# Measured\n\n`python integration/bench/run.py --write`, medians, both daemons in one interleaved run.\n"
+    load = f"Load of the machine ({os.cpu_count()} processors) at the end: {os.getloadavg()[0]:.1f}.\n\n"
+    path.write_text(f"{head}{load}{text}\n\n{NOTES}{notes}")
 
 
 def clean(peer: Peer) -> None:
