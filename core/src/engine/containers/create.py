@@ -369,9 +369,24 @@ def warnings(host_config: HostConfig, host: Host) -> list[str]:
             "OOM killer is disabled for the container, but no memory limit is set, "
             "this can result in the system running out of resources."
         )
+    for asked, text, what in (
+        (host_config.blkio_weight, "weight", "Weight"),
+        (host_config.blkio_weight_device, "weight_device", "Weight-device"),
+    ):
+        if asked and not host.blkio_weight:
+            found.append(
+                f"Your kernel does not support Block I/O {text} or the cgroup is not mounted. {what} discarded."
+            )
     if host_config.oom_kill_disable and host.cgroup_version == 2:
         found.append("Your kernel does not support OomKillDisable. OomKillDisable discarded.")
     return found
+
+
+def supported(host_config: HostConfig, host: Host) -> HostConfig:
+    """``host_config`` without what this kernel cannot do; `warnings` tells of it."""
+    if host.blkio_weight or not (host_config.blkio_weight or host_config.blkio_weight_device):
+        return host_config
+    return msgspec.structs.replace(host_config, blkio_weight=0, blkio_weight_device=[])
 
 
 def effective(changes: HostConfig, given: Sequence[str], current: HostConfig) -> HostConfig:

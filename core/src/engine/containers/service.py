@@ -95,6 +95,8 @@ class Containers(ContainerRecords):
         image = self.images.get(config.image, wanted) if config.image else None
         runs_on = parse_platform(image.platform) if image else wanted or host_platform()
         settings = self.settings
+        warnings = container_create.warnings(host_config, settings.host)
+        host_config = container_create.supported(host_config, settings.host)
         container_create.validate(config, host_config, settings.host)
         parse_security_opts(host_config.security_opt)
         host_config = self._resolve_modes(host_config)
@@ -155,7 +157,7 @@ class Containers(ContainerRecords):
             raise
         self.remember(container)
         await self.event(container, "create")
-        return container_id, container_create.warnings(host_config, settings.host)
+        return container_id, warnings
 
     def _resolve_modes(self, host_config: HostConfig) -> HostConfig:
         """Names in ``container:...`` modes become ids: names may change hands later."""

@@ -13,11 +13,13 @@ import struct
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from ipaddress import IPv4Interface, IPv6Interface
 from pathlib import Path
 
 from engine import kernel
 from engine.drivers.network import Endpoint, Joined, Network, NetworkDriver, PublishedPort
 from engine.errors import Conflict, EngineError
+from engine.netlink import Netlink, add_address
 from engine.networks import sandbox
 from engine.networks.dns import Description, Resolver, describe
 
@@ -44,6 +46,7 @@ class Plug:
     priority: int = 0
     names: tuple[str, ...] = ()
     links: Mapping[str, str] = field(default_factory=dict)
+    link_local: Sequence[IPv4Interface | IPv6Interface] = ()
     interface: str = ""
     joined: Joined | None = None
 
@@ -148,9 +151,17 @@ def _connect(live: Live, plug: Plug) -> None:
         return
     try:
         plug.joined = plug.driver.join(plug.network, plug.endpoint, live.path, interface=plug.interface)
+        if plug.link_local:
+            kernel.in_namespace(live.path, lambda: _add_addresses(plug.interface, plug.link_local))
     except BaseException:
         _try(plug.driver.delete_endpoint, plug.network.id, plug.endpoint.id)
         raise
+
+
+def _add_addresses(interface: str, addresses: Sequence[IPv4Interface | IPv6Interface]) -> None:
+    index = socket.if_nametoindex(interface)
+    with Netlink() as link:
+        link.request(*(add_address(index, address) for address in addresses))
 
 
 def _publish(live: Live) -> None:

@@ -188,6 +188,8 @@ class Networks(NetworkRecords):
         for version, text in ((4, asked.ipv4_address), (6, asked.ipv6_address)):
             if text:
                 _check_address(text, version)
+        for text in asked.link_local_ips or ():
+            _check_address(text, 6 if ":" in text else 4)
         if settings.mac_address:
             _check_mac(settings.mac_address)
         if name in PREDEFINED:
@@ -337,6 +339,7 @@ class Networks(NetworkRecords):
             priority=settings.gw_priority,
             names=tuple(_dns_names(container, settings)) if named else (),
             links=_aliases(settings.links or ()) if named else {},
+            link_local=_link_local(settings),
         )
 
     def _settings(self, container: Container, plug: Plug) -> EndpointSettings:
@@ -658,6 +661,12 @@ class Networks(NetworkRecords):
             if not address:
                 raise Conflict(f"Cannot link to a non running container: /{other.name} AS /{container.name}/{alias}")
             yield alias, other, address
+
+
+def _link_local(settings: EndpointSettings) -> tuple[ipaddress.IPv4Interface | ipaddress.IPv6Interface, ...]:
+    """``--link-local-ip``: further addresses of the endpoint, in the prefixes kept for them."""
+    asked = settings.ipam_config.link_local_ips if settings.ipam_config else None
+    return tuple(ipaddress.ip_interface(f"{ip}/{16 if '.' in ip else 64}") for ip in asked or ())
 
 
 def _recorded_endpoint(container_id: str, network_id: str, settings: EndpointSettings) -> Endpoint:

@@ -15,6 +15,11 @@ _SWAP_FILES = (
     "/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes",
     "/sys/fs/cgroup/memory.swap.max",
 )
+_WEIGHT_FILES = (
+    "/sys/fs/cgroup/blkio/blkio.weight",
+    "/sys/fs/cgroup/blkio/blkio.bfq.weight",
+    "/sys/fs/cgroup/cgroup.controllers",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +35,7 @@ class Host:
     cpus: int
     kernel: tuple[int, int]
     swap_limit: bool = True
+    blkio_weight: bool = True
     init: str = ""
     oom_score_adj: int = 0
     sysctls: frozenset[str] = frozenset()
@@ -51,6 +57,7 @@ def probe(*, init_path: str = "", time_namespaces: bool = False) -> Host:
         cpus=os.cpu_count() or 1,
         kernel=kernel,
         swap_limit=_swap_limit(),
+        blkio_weight=any(map(os.path.exists, _WEIGHT_FILES)),
         init=init_path or _find_init(),
         oom_score_adj=int(Path("/proc/self/oom_score_adj").read_text()),
         sysctls=frozenset(name for name in wanted if os.path.exists("/proc/sys/" + name.replace(".", "/"))),
