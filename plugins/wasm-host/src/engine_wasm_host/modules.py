@@ -41,7 +41,7 @@ def split_entry(argument: str) -> tuple[str, str]:
 
 def open_inside(root: Path, mounts: Sequence[Mapping[str, Any]], path: str) -> int:
     """Open a file as the container will see it: below its mounts, links never leading out. Raises `OSError`."""
-    wanted = posixpath.normpath("/" + path)
+    wanted = posixpath.normpath("/" + path.lstrip("/"))
     base, rest = root, wanted
     for mount in mounts:  # ordered: later ones are deeper
         inside = mount["destination"].rstrip("/")
