@@ -36,6 +36,7 @@ attach | attach | attach | Attach local standard input, output, and error stream
 commit | transfer | commit | Create a new image from a container's changes
 cp | copy | cp | Copy files/folders between a container and the local filesystem
 create | run | create | Create a new container
+debug | debug | debug | Get a shell with tools into a container or an image
 diff | containers | diff | Inspect changes to files or directories on a container's filesystem
 events | events | events | Get real time events from the server
 explain | explain | explain | Say why a container can or cannot reach another, or whose a port is
@@ -117,6 +118,7 @@ network rm | networks | network rm | Remove one or more networks
 plugin ls | plugins | plugin ls | List plugins
 policy test | policy | policy test | Check policy files and run their tests
 system df | usage | system df | Show docker disk usage
+registry serve | registry | registry serve | Serve a registry from a directory
 system dial-stdio | system | system dial-stdio | Proxy the stdio stream to the daemon connection
 system events | events | events | Get real time events from the server
 system info | system | info | Display system-wide information
@@ -139,6 +141,7 @@ GROUPS = {
     "network": "Manage networks",
     "plugin": "Manage plugins",
     "policy": "Manage policies",
+    "registry": "Serve a registry",
     "system": "Manage the engine",
     "volume": "Manage volumes",
 }
