@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 import urllib.request
@@ -162,3 +163,69 @@ def test_network_mistakes_are_explained(cli: Client, args: tuple[str, ...], word
 
     assert result.code == 1
     assert any(text in result.err for text in ([words] if isinstance(words, str) else words)), result
+
+
+def test_an_address_can_be_asked_for_in_a_subnet_the_user_chose(cli: Client, name: str) -> None:
+    network = f"{name[:40]}-n"
+    cli("network", "create", network)
+    try:
+        subnet = json.loads(cli("network", "inspect", network).out)[0]["IPAM"]["Config"][0]["Subnet"]
+        address = subnet.replace("0.0/16", "0.77").replace("0.0/20", "0.77")
+        result = cli("run", "--rm", "--network", network, "--ip", address, "bb", "true", check=False)
+        assert result.code == 125
+        assert "supported only when connecting to networks with user configured subnets" in result.err
+    finally:
+        cli("network", "rm", network)
+
+
+def test_networks_can_be_made_from_a_configuration(cli: Client, name: str) -> None:
+    paper, made = f"{name[:40]}-c", f"{name[:40]}-n"
+    cli("network", "create", "--config-only", "--subnet", "10.74.0.0/24", "--label", "kind=paper", paper)
+    try:
+        cli("network", "create", "--config-from", paper, made)
+        body = json.loads(cli("network", "inspect", made).out)[0]
+        assert body["IPAM"]["Config"][0]["Subnet"] == "10.74.0.0/24"
+        assert body["ConfigFrom"] == {"Network": paper}
+        assert body["Driver"] == "bridge"
+        assert json.loads(cli("network", "inspect", paper).out)[0]["ConfigOnly"] is True
+        refused = cli("network", "rm", paper, check=False)
+        assert refused.code == 1
+        assert f'configuration network "{paper}" is in use' in refused.err
+        assert cli("run", "--rm", "--network", made, "bb", "ip", "-4", "addr").out.count("10.74.0.") >= 1
+        cli("network", "rm", made)
+    finally:
+        cli("network", "rm", paper)
+
+
+def test_the_gateway_follows_priority_on_live_connect(cli: Client, name: str, target: str) -> None:
+    if target != "engine":
+        pytest.skip("--gw-priority is Docker 28's")
+    low, high = f"{name[:30]}-l", f"{name[:30]}-h"
+    cli("network", "create", "--subnet", "10.73.1.0/24", low)
+    cli("network", "create", "--subnet", "10.73.2.0/24", high)
+    try:
+        cli("run", "-d", "--name", name, "--network", low, "-p", "8083:80", "bb", *SERVE)
+        cli("network", "connect", "--gw-priority", "5", high, name)
+        assert "default via 10.73.2.1" in cli("exec", name, "ip", "route").out
+        assert get("http://127.0.0.1:8083/") == "served\n"
+        cli("network", "disconnect", high, name)
+        assert "default via 10.73.1.1" in cli("exec", name, "ip", "route").out
+        assert get("http://127.0.0.1:8083/") == "served\n"
+    finally:
+        cli("rm", "-f", name, check=False)
+        cli("network", "rm", low, high)
+
+
+def test_a_pool_that_is_exhausted_says_so_and_recovers(cli: Client, name: str) -> None:
+    network = f"{name[:40]}-n"
+    cli("network", "create", "--subnet", "10.72.0.0/30", network)
+    try:
+        cli("run", "-d", "--name", name, "--network", network, "bb", "sleep", "300")
+        full = cli("run", "--rm", "--network", network, "bb", "true", check=False)
+        assert full.code == 125
+        assert "no available" in full.err
+        cli("rm", "-f", name)
+        assert cli("run", "--rm", "--network", network, "bb", "true").code == 0
+    finally:
+        cli("rm", "-f", name, check=False)
+        cli("network", "rm", network)

@@ -274,10 +274,11 @@ class NetworkRecords:
 
     async def _create_configuration(self, request: NetworkCreate, asked: IPAM) -> str:
         """A network that exists on paper, for others to be made from (``--config-only``)."""
-        if request.driver:
-            raise Forbidden("network driver is not supported for a configuration network")
-        if request.config_from and request.config_from.get("Network"):
-            raise Forbidden("a configuration network cannot depend on another configuration network")
+        if request.ingress or request.internal or request.attachable or request.scope:
+            raise Forbidden(
+                "configuration network can only contain network specific fields. Network operator fields like "
+                "[ ingress | internal | attachable | scope ] are not supported."
+            )
         ipam.check(asked.config, ipv6=bool(request.enable_ipv6))
         record = NetworkRecord(
             name=request.name,
@@ -287,7 +288,6 @@ class NetworkRecords:
             enable_ipv4=request.enable_ipv4 is not False,
             enable_ipv6=bool(request.enable_ipv6),
             ipam=IPAM(options=asked.options or {}, config=asked.config),
-            internal=request.internal,
             config_only=True,
             options=request.options or {},
             labels=request.labels or {},
@@ -305,7 +305,7 @@ class NetworkRecords:
         if request.config_only:
             raise Forbidden("a configuration network cannot depend on another configuration network")
         given = request.ipam or IPAM()
-        if given.config or given.options or request.labels or request.internal or request.enable_ipv6:
+        if given.config or given.options or request.labels or request.enable_ipv6:
             raise Forbidden(
                 "user-specified configurations are not supported if the network depends on a configuration network"
             )
@@ -316,7 +316,6 @@ class NetworkRecords:
         return msgspec.structs.replace(
             request,
             ipam=record.ipam,
-            internal=record.internal,
             enable_ipv4=record.enable_ipv4,
             enable_ipv6=record.enable_ipv6,
             options=record.options,
