@@ -59,11 +59,13 @@ class Authorization:
         self._hooks = _implementations(plugins)
         self._plugins: dict[str, DockerPlugin] = {}
 
+    @property
+    def needed(self) -> bool:
+        """Whether anybody wants to be asked; nothing else is done for a request when not."""
+        return bool(self._hooks or self._config.authorization_plugins)
+
     async def guard(self, route: Route, request: Request, services: Services) -> Response | None:
         """Serve ``request`` by its route if everyone agrees; raises `Forbidden` naming who does not."""
-        names = self._config.authorization_plugins
-        if not self._hooks and not names:
-            return await route.handler(services, request)
         connection = request.connection
         assert connection is not None
         body = None
@@ -71,7 +73,7 @@ class Authorization:
             body = await request.body()
             connection.give_back(body)
         asked = _Asked(connection.identity, request.method, connection.target, request.path, request.headers, body)
-        plugins = [self._plugin(name) for name in names]
+        plugins = [self._plugin(name) for name in self._config.authorization_plugins]
         try:
             await self._workers.call(self._ask, asked, plugins, deadline=PATIENCE * (1 + len(plugins)))
         except DeadlineExceeded:

@@ -157,7 +157,7 @@ class HttpServer:
     async def handle(self, route: Route, request: Request) -> Response | None:
         """Run a handler; every error becomes its response, in one place."""
         try:
-            if self.authorization is None:
+            if self.authorization is None or not self.authorization.needed:
                 return await route.handler(self.services, request)
             return await self.authorization.guard(route, request, self.services)
         except Exception as error:
@@ -165,7 +165,7 @@ class HttpServer:
 
     def answer(self, route: Route, request: Request) -> Response | None:
         """What the route's ``prompt`` answers, if it has one and may be asked."""
-        if route.prompt is None or self.authorization is not None:
+        if route.prompt is None or (self.authorization is not None and self.authorization.needed):
             return None
         try:
             return route.prompt(self.services, request)
