@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 import sys
+import tarfile
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator
@@ -779,6 +780,98 @@ def test_a_plugin_that_hangs_or_is_gone_disturbs_nobody_else(
     missing = docker("run", "--rm", "--volume-driver", "engine-test-gone", "-v", f"{volume}:/d", "bb", check=False)
     assert missing.code == 125
     assert "error looking up volume plugin engine-test-gone" in missing.err
+
+
+# -- ours: archives and copies ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def engine(daemon: Daemon, home: Path, new: None) -> Client:
+    return Client("engine", daemon, home)
+
+
+_FILL = (
+    "cd /d; mkdir -p a/b; echo one >a/b/f; ln -s ../x a/link; ln a/b/f a/hard; chown 1000:2000 a/b/f; chmod 4750 a/b; "
+    "mkfifo pipe"
+)
+_LOOK = "cd /d; find . | sort | while read p; do stat -c '%n %u:%g %a %F %h' $p; done; cat a/hard; readlink a/link"
+
+
+def look(client: Client, volume: str) -> str:
+    return client("run", "--rm", "-v", f"{volume}:/d", "bb", "sh", "-c", _LOOK).out
+
+
+def test_an_exported_volume_is_the_same_when_imported_anywhere(engine: Client, volume: str, tmp_path: Path) -> None:
+    engine("run", "--rm", "-v", f"{volume}:/d", "bb", "sh", "-c", _FILL)
+    archive = tmp_path / "v.tar"
+    engine("volume", "export", "-o", str(archive), volume)
+    wanted = look(engine, volume)
+    assert "./a/b/f 1000:2000 644 regular file 2" in wanted
+    subprocess.run(["gzip", "-k", str(archive)], check=True)
+
+    for number, source in enumerate((archive, archive.with_suffix(".tar.gz"))):
+        name = f"{volume}-{number}"
+        assert engine("volume", "import", name, str(source)).out == f"{name}\n"
+        assert look(engine, name) == wanted
+        engine("volume", "rm", name)
+    streamed = engine("volume", "export", volume).out
+    engine("volume", "import", f"{volume}-s", input=streamed)
+    assert look(engine, f"{volume}-s") == wanted
+    engine("volume", "rm", f"{volume}-s")
+
+
+def test_an_archive_that_is_none_or_climbs_out_is_refused(engine: Client, volume: str, tmp_path: Path) -> None:
+    (tmp_path / "not.tar").write_bytes(b"no tar at all " * 100)
+    result = engine("volume", "import", volume, str(tmp_path / "not.tar"), check=False)
+    assert result.code == 1
+    assert volume not in engine("volume", "ls", "-q").out.split()
+    (tmp_path / "outside").mkdir()
+    with tarfile.open(tmp_path / "evil.tar", "w") as evil:
+        link = tarfile.TarInfo("out")
+        link.type, link.linkname = tarfile.SYMTYPE, str(tmp_path / "outside")
+        evil.addfile(link)
+        evil.addfile(tarfile.TarInfo("out/stolen"))
+        evil.addfile(tarfile.TarInfo("../../climbed"))
+    engine("volume", "import", volume, str(tmp_path / "evil.tar"), check=False)
+    assert list((tmp_path / "outside").iterdir()) == []
+    missing = engine("volume", "export", "nosuch-volume", check=False)
+    assert (missing.code, "no such volume" in missing.err) == (1, True)
+
+
+def test_clones_and_snapshots_are_copies_of_their_own(engine: Client, volume: str) -> None:
+    engine("volume", "create", "--label", "team=db", volume)
+    engine("run", "--rm", "-v", f"{volume}:/d", "bb", "sh", "-c", _FILL)
+    wanted = look(engine, volume)
+
+    assert engine("volume", "clone", volume, f"{volume}-c").out == f"{volume}-c\n"
+    taken = engine("volume", "snapshot", volume).out.strip()
+
+    engine("run", "--rm", "-v", f"{volume}:/d", "bb", "sh", "-c", "echo changed >/d/a/b/f; rm /d/pipe")
+    assert look(engine, f"{volume}-c") == look(engine, taken) == wanted
+    labels = json.loads(engine("volume", "inspect", taken).out)[0]["Labels"]
+    assert (labels["team"], labels["engine.snapshot.of"]) == ("db", volume)
+    assert taken.startswith(f"{volume}-2")
+    again = engine("volume", "clone", volume, f"{volume}-c", check=False)
+    assert again.code == 1
+    assert f"a volume named {volume}-c exists already" in again.err
+    engine("volume", "rm", f"{volume}-c", taken)
+
+
+def test_a_client_that_leaves_amid_an_export_leaves_nothing_mounted(engine: Client, volume: str) -> None:
+    engine("volume", "create", "-o", "type=tmpfs", "-o", "device=tmpfs", volume)
+    engine("run", "-d", "--name", f"{volume}-user", "-v", f"{volume}:/d", "bb", "sh", "-c",
+           "head -c 50000000 /dev/zero >/d/f; exec sleep 300")  # fmt: skip
+    try:
+        for _ in range(3):
+            export = engine.popen("volume", "export", volume)
+            assert export.stdout is not None
+            export.stdout.read(1000)
+            export.kill()
+            export.communicate()
+    finally:
+        engine("rm", "-f", f"{volume}-user")
+    wait_for(lambda: engine("volume", "rm", volume, check=False).code == 0, "the volume to be free")
+    assert volume not in Path("/proc/mounts").read_text()
 
 
 # -- faults ----------------------------------------------------------------------------------------------------

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 
 import pytest
 
+from engine.drivers import DriverContext
 from engine.errors import EngineError, InvalidParameter, NotFound
 from engine.testing.volumes import VolumeConformance
 from engine_volume_local.driver import LocalVolumes
@@ -132,3 +135,44 @@ def test_a_failing_mount_says_what_failed_without_the_password(local):
     assert "no such file or directory" in str(error.value)
     assert "failed to mount local volume: mount /nowhere:" in str(error.value)
     assert "secret" not in str(error.value)
+
+
+@pytest.fixture
+def limited(tmp_path):
+    """A file system with project quotas."""
+    if not shutil.which("mkfs.ext4"):
+        pytest.skip("needs e2fsprogs")
+    image, place = tmp_path / "image", tmp_path / "limited"
+    place.mkdir()
+    with open(image, "wb") as file:
+        file.truncate(64 << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-O", "quota,project", "-E", "quotatype=prjquota", str(image)], check=True)
+    mounted = subprocess.run(["mount", "-o", "loop,prjquota", str(image), str(place)], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"this kernel has no quotas on ext4: {mounted.stderr}")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.mark.root
+def test_a_size_limits_a_volume_and_only_that(limited):
+    (limited / "root").mkdir()
+    (limited / "state").mkdir()
+    context = DriverContext(name="local", instance="deadbeef", root=limited / "root", state=limited / "state")
+    local = LocalVolumes(context)
+    small, large = local.create("small", {"size": "2m"}), local.create("large", {"size": "20 MiB"})
+
+    with pytest.raises(OSError, match=r"quota|space"):
+        (small.mountpoint / "file").write_bytes(bytes(3 << 20))
+    (large.mountpoint / "file").write_bytes(bytes(3 << 20))
+    (limited / "other").write_bytes(bytes(3 << 20))
+    assert (small.mountpoint / "file").stat().st_size <= 2 << 20
+
+
+@pytest.mark.parametrize(("size", "words"), [("lots", "invalid size: 'lots'"), ("1m", "no quota support")])
+def test_a_size_that_cannot_be_kept_makes_no_volume(local, size, words, monkeypatch):
+    monkeypatch.setattr("engine_volume_local.quota._SYS_QUOTACTL_FD", -1)
+    with pytest.raises(InvalidParameter, match=words):
+        local.create("vol", {"size": size})
+    assert os.listdir(local.context.root) == []
+    local.create("vol", {"size": "0"})

@@ -451,9 +451,12 @@ class Volumes:
             return point
         options = point.spec.volume_options or VolumeOptions()
         driver = options.driver_config
-        record = await self._create(
-            point.name, point.driver, driver.options if driver else None, options.labels, owner=container_id
-        )
+        try:
+            record = await self._create(
+                point.name, point.driver, driver.options if driver else None, options.labels, owner=container_id
+            )
+        except NotFound as error:  # the driver's plugin; again not 404
+            raise InvalidParameter(str(error)) from None
         mode = point.mode
         if not mode and point.spec.target and record.driver == DEFAULT_DRIVER:
             mode = "z"  # as dockerd shows mounts somebody asked for

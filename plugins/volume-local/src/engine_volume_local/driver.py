@@ -8,7 +8,7 @@ On disk::
     <state>/<name>/<consumer>      an empty file for each container using a volume that needs a mount
 
 Options are those of dockerd's local driver: ``type``, ``device`` and ``o`` as for mount(8), without which a volume is
-simply a directory.
+simply a directory; and ``size``, a limit of the file system's project quotas (`engine_volume_local.quota`).
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from engine.drivers import DriverContext
 from engine.drivers.volume import Volume, VolumeDriver
 from engine.errors import EngineError, InvalidParameter, NotFound
 from engine.names import new_id, valid_name
+from engine_volume_local import quota
 
 __all__ = ["LocalVolumes"]
 
@@ -39,7 +40,7 @@ _OPTIONS = "options.json"
 _REMOVED = ".removed-"
 _KNOWN = ("type", "o", "device", "size")
 _REQUIRED = {"device": ("type",), "type": ("device",), "o": ("device", "type")}
-_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(?:[kmgtp]?i?b?)", re.IGNORECASE)
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([kmgtp])?i?b?", re.IGNORECASE)
 
 # mount(8)'s words for flags: (flag, whether the word clears it). Everything else is data for the file system.
 _FLAGS = {
@@ -97,6 +98,14 @@ class LocalVolumes(VolumeDriver):
             data.mkdir(parents=True)
             fresh.chmod(0o701)
             data.chmod(0o755)
+            size = _size(options)
+            if size:
+                try:
+                    homes = [self._home(entry) / _DATA for entry in os.listdir(self.context.root) if valid_name(entry)]
+                    quota.set_limit(data, quota.free_project(self.context.instance, homes), size)
+                except BaseException:
+                    shutil.rmtree(fresh, ignore_errors=True)
+                    raise
             if options:
                 (fresh / _OPTIONS).write_text(json.dumps(dict(options)))
             fresh.rename(home)
@@ -197,15 +206,20 @@ def _check_options(options: Mapping[str, str]) -> None:
     if options.get("type") == "cifs" and options.get("device") and urlsplit(options["device"]).port is not None:
         raise InvalidParameter("port not allowed in CIFS device URL, include 'port' in 'o='")
     if "size" in options:
-        match = _SIZE.fullmatch(options["size"].strip())
-        if match is None:
-            raise InvalidParameter(f"invalid size: '{options['size']}'")
-        if float(match[1]) > 0:
-            raise InvalidParameter("quota size requested but no quota support")
+        _size(options)
     for key, others in _REQUIRED.items():
         for other in others:
             if key in options and other not in options:
                 raise InvalidParameter(f'missing required option: "{other}"')
+
+
+def _size(options: Mapping[str, str]) -> int:
+    """Bytes; 0 for no limit. Units are powers of 1024, as in dockerd."""
+    text = options.get("size", "0").strip()
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise InvalidParameter(f"invalid size: '{options['size']}'")
+    return int(float(match[1]) * 1024 ** (" kmgtp".index(match[2].lower()) if match[2] else 0))
 
 
 def _needs_mount(options: Mapping[str, str]) -> bool:
