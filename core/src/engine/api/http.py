@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, cast
 
 import httptools
 
+from engine.api.exchange import Exchange
 from engine.api.router import Hijacked, Query, Request, Response, Route, Router
-from engine.errors import DeadlineExceeded, EngineError, InvalidParameter, TooLarge
+from engine.errors import EngineError, InvalidParameter
 from engine.model.admission import Identity
 
 if TYPE_CHECKING:
@@ -40,8 +41,6 @@ log = logging.getLogger(__name__)
 _STATUS = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in http.HTTPStatus}
 _BODYLESS = frozenset({204, 304})
 _BODY = frozenset({"content-length", "transfer-encoding", "upgrade"})
-_HIGH_WATER = 512 * 1024
-_LOW_WATER = 128 * 1024
 _PIPELINE = 16
 _NEVER = float("inf")
 _UCRED = struct.Struct("iII")
@@ -77,7 +76,7 @@ class HttpServer:
         self.authorization = authorization
         self.services = services
         self.limits = limits or Limits()
-        self.connections: set[_Connection] = set()
+        self.connections: set[Connection] = set()
         self.closing = False
         self.common = "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items()).encode()
         self._date = (0, b"")
@@ -90,8 +89,8 @@ class HttpServer:
         """Accept connections on a bound stream socket. ``host_check`` raises for request heads to refuse (TCP)."""
         loop = asyncio.get_running_loop()
 
-        def connect() -> _Connection:
-            return _Connection(self, loop, host_check)
+        def connect() -> Connection:
+            return Connection(self, loop, host_check)
 
         if sock.family == socket.AF_UNIX:
             self._listeners.append(await loop.create_unix_server(connect, sock=sock, backlog=1024))
@@ -107,7 +106,7 @@ class HttpServer:
         loop = asyncio.get_running_loop()
 
         async def accept(inside: socket.socket, identity: Identity) -> None:
-            await loop.connect_accepted_socket(lambda: _Connection(self, loop, host_check, identity), inside)
+            await loop.connect_accepted_socket(lambda: Connection(self, loop, host_check, identity), inside)
 
         door = TlsDoor(context, accept, connections=self.limits.connections)
         self._doors.append(door)
@@ -200,122 +199,7 @@ class _TakeSocket(Exception):
     """Stops the parser after a request that may take the socket without having asked for an upgrade."""
 
 
-class _Exchange:
-    """One request of a connection: its body as it arrives, and what is known of its fate."""
-
-    __slots__ = (
-        "body_done",
-        "body_error",
-        "buffered",
-        "cancellable",
-        "chunks",
-        "connection",
-        "expects",
-        "http11",
-        "keep_alive",
-        "refusal",
-        "request",
-        "route",
-        "taken",
-        "uri",
-        "waiter",
-    )
-
-    def __init__(self, connection: _Connection, request: Request, uri: str, keep_alive: bool, http11: bool) -> None:
-        self.connection = connection
-        self.request = request
-        self.uri = uri
-        self.route: Route | None = None
-        self.refusal: EngineError | None = None
-        self.keep_alive = keep_alive
-        self.http11 = http11
-        self.expects = False
-        self.cancellable = False
-        self.taken = False
-        self.chunks: deque[bytes] = deque()
-        self.buffered = 0
-        self.body_done = False
-        self.body_error: str | None = None
-        self.waiter: asyncio.Future[None] | None = None
-
-    # -- called by the parser -------------------------------------------------------------------------------
-
-    def feed(self, data: bytes) -> None:
-        self.chunks.append(data)
-        self.buffered += len(data)
-        if self.buffered > _HIGH_WATER:
-            self.connection.hold(self)
-        self.wake()
-
-    def finish(self, error: str | None = None) -> None:
-        self.body_done = True
-        self.body_error = error
-        self.wake()
-
-    def wake(self) -> None:
-        if self.waiter is not None and not self.waiter.done():
-            self.waiter.set_result(None)
-
-    # -- engine.api.router.Connection: called by handlers ---------------------------------------------------
-
-    async def _next(self) -> bytes:
-        while not self.chunks:
-            if self.body_error is not None:
-                raise InvalidParameter(self.body_error)
-            if self.body_done:
-                return b""
-            if self.expects:
-                self.expects = False
-                self.connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            self.waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self.waiter
-            finally:
-                self.waiter = None
-        data = self.chunks.popleft()
-        self.buffered -= len(data)
-        if self.buffered < _LOW_WATER:
-            self.connection.release(self)
-        return data
-
-    async def stream_body(self) -> AsyncIterator[bytes]:
-        while data := await self._next():
-            yield data
-
-    async def read_body(self, limit: int) -> bytes:
-        if self.body_done and self.body_error is None and not self.chunks:
-            return b""
-        parts: list[bytes] = []
-        size = 0
-        try:
-            async with asyncio.timeout(self.connection.limits.body_time):
-                while data := await self._next():
-                    size += len(data)
-                    if size > limit:
-                        raise TooLarge(f"request body too large: more than {limit} bytes")
-                    parts.append(data)
-        except TimeoutError:
-            raise DeadlineExceeded("the request body did not arrive in time") from None
-        return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    async def hijack(self, upgrade: str | None, content_type: str, websocket: str = "") -> Hijacked:
-        return await self.connection.hijack(self, upgrade, content_type, websocket)
-
-    @property
-    def identity(self) -> Identity:
-        return self.connection.identity
-
-    @property
-    def target(self) -> str:
-        return self.uri
-
-    def give_back(self, body: bytes) -> None:
-        if body:
-            self.chunks.appendleft(body)
-            self.buffered += len(body)
-
-
-class _Connection(asyncio.Protocol):
+class Connection(asyncio.Protocol):
     """One client."""
 
     def __init__(
@@ -332,8 +216,8 @@ class _Connection(asyncio.Protocol):
         self._loop = loop
         self._host_check = host_check
         self._parser = httptools.HttpRequestParser(self)
-        self._queue: deque[_Exchange] = deque()  # the first one is running
-        self._arriving: _Exchange | None = None  # the one whose body the parser is reading
+        self._queue: deque[Exchange] = deque()  # the first one is running
+        self._arriving: Exchange | None = None  # the one whose body the parser is reading
         self._url = b""
         self._headers: dict[str, str] = {}
         self._head_size = 0
@@ -344,7 +228,7 @@ class _Connection(asyncio.Protocol):
         self._discarding = -1
         self._writable: asyncio.Future[None] | None = None
         self._paused_writing = False
-        self._holders: set[_Exchange | None] = set()
+        self._holders: set[Exchange | None] = set()
         self._eof = False
         self._lost = False
         self._streaming = False
@@ -449,7 +333,7 @@ class _Connection(asyncio.Protocol):
         uri = self._url.decode("latin-1")
         target, _, query = uri.partition("?")
         request = Request(method, target, {}, Query(query), headers)
-        exchange = _Exchange(self, request, uri, parser.should_keep_alive(), http11)
+        exchange = Exchange(self, request, uri, parser.should_keep_alive(), http11)
         request.connection = exchange
         try:
             if http11 and "host" not in headers:
@@ -502,14 +386,14 @@ class _Connection(asyncio.Protocol):
     def _start(self) -> None:
         self.task = self._loop.create_task(self._run(self._queue[0]))
 
-    def _answer(self, exchange: _Exchange, response: Response) -> None:
+    def _answer(self, exchange: Exchange, response: Response) -> None:
         """Answer the only request, which has no body, at once."""
         self._arriving = None
         exchange.finish()
         self._transport.write(self._message(exchange, response))
         self._finish(exchange)
 
-    async def _run(self, exchange: _Exchange) -> None:
+    async def _run(self, exchange: Exchange) -> None:
         try:
             response = await self._respond(exchange)
             if exchange.taken:
@@ -531,7 +415,7 @@ class _Connection(asyncio.Protocol):
             if not exchange.taken:
                 self._finish(exchange)
 
-    async def _respond(self, exchange: _Exchange) -> Response | None:
+    async def _respond(self, exchange: Exchange) -> Response | None:
         if exchange.refusal is not None:
             return error_response(exchange.refusal)
         route = exchange.route
@@ -543,7 +427,7 @@ class _Connection(asyncio.Protocol):
         exchange.cancellable = False
         return response
 
-    def _finish(self, exchange: _Exchange) -> None:
+    def _finish(self, exchange: Exchange) -> None:
         """After a response: the next request, or wait for one, or the end of the connection."""
         self._queue.popleft()
         if self._lost:
@@ -566,7 +450,7 @@ class _Connection(asyncio.Protocol):
             self.release(None)
             self._set_deadline(self.limits.idle_time)
 
-    async def _send(self, exchange: _Exchange, response: Response) -> None:
+    async def _send(self, exchange: Exchange, response: Response) -> None:
         if not isinstance(response.body, bytes):
             await self._send_stream(exchange, response, response.body, self._ending(exchange))
         elif not self._lost:
@@ -574,11 +458,11 @@ class _Connection(asyncio.Protocol):
             if self._paused_writing:
                 await self._drain()
 
-    def _ending(self, exchange: _Exchange) -> bytes:
+    def _ending(self, exchange: Exchange) -> bytes:
         closing = not exchange.keep_alive or self.server.closing or not exchange.body_done
         return b"Connection: close\r\n" if closing else b""
 
-    def _message(self, exchange: _Exchange, response: Response) -> bytes:
+    def _message(self, exchange: Exchange, response: Response) -> bytes:
         """A whole response whose body is known."""
         body, ending = response.body, self._ending(exchange)
         assert isinstance(body, bytes)
@@ -588,7 +472,7 @@ class _Connection(asyncio.Protocol):
         return head if exchange.request.method == "HEAD" else head + body
 
     async def _send_stream(
-        self, exchange: _Exchange, response: Response, body: AsyncIterator[bytes], ending: bytes
+        self, exchange: Exchange, response: Response, body: AsyncIterator[bytes], ending: bytes
     ) -> None:
         chunked = exchange.http11
         if chunked:
@@ -681,14 +565,12 @@ class _Connection(asyncio.Protocol):
         exchange = self._queue[-1]
         return min(len(data), len(exchange.chunks[-1])) if exchange.chunks else 0
 
-    async def hijack(
-        self, exchange: _Exchange, upgrade: str | None, content_type: str, websocket: str = ""
-    ) -> Hijacked:
+    async def hijack(self, exchange: Exchange, upgrade: str | None, content_type: str, websocket: str = "") -> Hijacked:
         """See `Request.hijack`."""
         if exchange.route is None or not exchange.route.hijack:
             raise RuntimeError("the route is not declared with hijack=True")
         while not exchange.body_done:
-            await exchange._next()
+            await exchange.next_chunk()
         if self._raw is None:
             self._take(b"")
         if self._lost:
@@ -734,13 +616,13 @@ class _Connection(asyncio.Protocol):
         if not self._lost:
             self._transport.write(data)
 
-    def hold(self, holder: _Exchange | None) -> None:
+    def hold(self, holder: Exchange | None) -> None:
         """Stop reading from the client until every holder has released it."""
         if not self._holders and self._reads_http() and not self._transport.is_closing():
             self._transport.pause_reading()
         self._holders.add(holder)
 
-    def release(self, holder: _Exchange | None) -> None:
+    def release(self, holder: Exchange | None) -> None:
         """Undo `hold`."""
         if holder in self._holders:
             self._holders.discard(holder)
