@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shutil
 import socket
 import tarfile
 import time
@@ -501,3 +502,128 @@ def test_a_log_sent_to_syslog_arrives_and_can_still_be_read(
         finally:
             os.unlink(path)
     assert docker("logs", name).out == "to syslog\n"
+
+
+# -- engine's own ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def engine(daemon: Daemon, home: Path, target: str) -> Client:
+    if target == "dockerd":
+        pytest.skip("ours alone")
+    return Client("engine", daemon, home)
+
+
+def scratch_image(client: Client, directory: Path, name: str) -> None:
+    """An image with one file: busybox under another name, and no shell."""
+    layer = directory / "scratch.tar"
+    with tarfile.open(layer, "w") as tar:
+        tar.add(shutil.which("busybox") or "", "sleep")
+    client("import", "-c", 'CMD ["/sleep", "99"]', str(layer), name)
+
+
+def test_debug_brings_tools_into_a_container_that_has_none(engine: Client, name: str, tmp_path: Path) -> None:
+    scratch_image(engine, tmp_path, "from-scratch")
+    engine("run", "-d", "--read-only", "--tmpfs", "/data", "--name", name, "from-scratch")
+    changed = engine("diff", name).out
+    seen = engine("debug", "-c", "ls /; ps | grep -c '[/]sleep 99'; touch /data/made; entrypoint", name, input="").out
+
+    assert "sleep" in seen.split()
+    assert "lint: PASS: /sleep" in seen
+    assert "/data/made" in engine("debug", "-c", "ls /data/made", name, input="").out
+    assert engine("diff", name).out == changed
+    pid = engine.inspect(name)["State"]["Pid"]
+    assert ".toolbox" not in os.listdir(f"/proc/{pid}/root/dev")
+    assert engine("debug", "-c", "exit 7", name, input="", check=False).code == 7
+
+
+def test_debug_of_an_image_or_a_stopped_container_changes_nothing(engine: Client, name: str, tmp_path: Path) -> None:
+    scratch_image(engine, tmp_path, "from-scratch")
+    images = engine("images", "-aq").out
+    assert "/x" in engine("debug", "-c", "touch /x; ls /x", "from-scratch", input="").out
+    engine("run", "--name", name, "bb", "touch", "/old")
+    assert engine("debug", "-c", "touch /new; ls /old /new", name, input="").out.split() == ["/new", "/old"]
+    assert engine("diff", name).out.split() == ["A", "/old"]
+    assert engine("images", "-aq").out == images
+    assert engine("debug", "nosuch", input="", check=False).err.startswith("Error: No such container or image: nosuch")
+
+
+def test_debug_is_as_confined_as_the_container_but_may_trace(engine: Client, name: str) -> None:
+    engine("run", "-d", "--name", name, "--cap-drop", "ALL", "-m", "64m", "bb", "sleep", "99")
+    seen = engine("debug", "-c", "grep CapEff /proc/self/status; cat /proc/self/cgroup", name, input="").out
+    pid = engine.inspect(name)["State"]["Pid"]
+
+    assert f"{1 << 19:016x}" in seen
+    theirs = Path(f"/proc/{pid}/cgroup").read_text()
+    memory = next(line for line in theirs.splitlines() if ":memory:" in line or line.startswith("0::"))
+    assert memory in seen
+
+
+def test_inspect_at_shows_a_past_state_even_of_what_is_gone_and_after_a_restart(
+    own_daemon: Callable[..., Daemon], home: Path, target: str
+) -> None:
+    if target == "dockerd":
+        pytest.skip("ours alone")
+    daemon = own_daemon()
+    client = Client("engine", daemon, home)
+
+    def now() -> str:
+        return f"{time.time():.9f}"
+
+    def past(moment: str) -> dict[str, object]:
+        return dict(json.loads(client("inspect", "--at", moment, "past").out)[0]["State"])
+
+    before = now()
+    client("run", "-d", "--name", "past", "bb", "sh", "-c", "trap 'exit 4' TERM; sleep 99 & wait")
+    running = now()
+    client("pause", "past")
+    paused = now()
+    client("unpause", "past")
+    client("stop", "past")
+    stopped = now()
+    client("rm", "past")
+    daemon.stop()
+    daemon.start()
+
+    assert past(running)["Status"] == "running"
+    assert past(paused)["Status"] == "paused"
+    assert (past(stopped)["Status"], past(stopped)["ExitCode"]) == ("exited", 4)
+    for moment in (before, now()):
+        assert "No such container at" in client("inspect", "--at", moment, "past", check=False).err
+    told = client(
+        "events", "--since", before, "--until", now(), "--filter", "container=past", "--format", "{{.Action}}"
+    )
+    assert told.out.split() == ["create", "start", "pause", "unpause", "kill", "die", "stop", "destroy"]
+
+
+def test_explain_says_what_isolates_limits_and_ended_a_container(engine: Client, name: str) -> None:
+    options = (
+        "-m",
+        "32m",
+        "--memory-swap",
+        "32m",
+        "--pids-limit",
+        "50",
+        "--cpus",
+        "0.5",
+        "--cap-drop",
+        "ALL",
+        "--network",
+        "none",
+    )
+    hog = "tail /dev/zero"
+    assert engine("run", "--name", name, *options, "--pid", "host", "bb", "sh", "-c", hog, check=False).code == 137
+    text = engine("explain", name).out
+
+    for line in (
+        r"why it ended +out of memory: the kernel killed it at its memory limit \(exit code 137\)",
+        r"network +its own, without any network",
+        r"processes +SHARED with the host",
+        r"capabilities +none",
+        r"memory +32MiB",
+        r"swap +none on top",
+        r"cpu +at most 0.5 CPUs",
+        r"processes +at most 50",
+    ):
+        assert re.search(line, text), (line, text)
+    assert json.loads(engine("explain", "--format", "json", name).out)["State"][0] == {"What": "status", "Is": "exited"}

@@ -181,6 +181,19 @@ def idmapped(path: str | os.PathLike[str], user_namespace: int, *, recursive: bo
     return tree
 
 
+def open_tree(path: str | os.PathLike[str]) -> int:
+    """A detached copy of the mount at ``path`` (of that directory alone); for `move_mount`, in whatever namespace."""
+    return _check(
+        _libc.syscall(
+            ctypes.c_long(_SYS_OPEN_TREE),
+            ctypes.c_int(-100),
+            ctypes.c_char_p(os.fsencode(path)),
+            ctypes.c_uint(_OPEN_TREE_CLONE | os.O_CLOEXEC),
+        ),
+        path,
+    )
+
+
 def move_mount(tree: int, target: str | os.PathLike[str]) -> None:
     """move_mount(2): attach a detached mount at ``target``."""
     _check(

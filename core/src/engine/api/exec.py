@@ -10,6 +10,7 @@ from engine.api.containers import stream_type, terminal_size
 from engine.api.router import Request, Response, Route
 from engine.containers.attach import Client
 from engine.containers.execs import ExecConfig
+from engine.containers.toolbox import provide
 from engine.errors import EngineError
 
 if TYPE_CHECKING:
@@ -64,7 +65,14 @@ async def resize(services: Services, request: Request) -> Response:
     return Response.empty(200)
 
 
+async def toolbox(services: Services, request: Request) -> Response:
+    """GET /engine/toolbox: where on the engine's host the tools of ``engine debug`` are; made if they are not."""
+    path = await services.workers.call(provide, services.config.root)
+    return Response.json({"Path": str(path)})
+
+
 ROUTES = [
+    Route("GET", "/engine/toolbox", toolbox),
     Route("POST", "/containers/{ref}/exec", create),
     Route("POST", "/exec/{id}/start", start, hijack=True),
     Route("GET", "/exec/{id}/json", inspect),

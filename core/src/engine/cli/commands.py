@@ -39,7 +39,7 @@ create | run | create | Create a new container
 debug | debug | debug | Get a shell with tools into a container or an image
 diff | containers | diff | Inspect changes to files or directories on a container's filesystem
 events | events | events | Get real time events from the server
-explain | explain | explain | Say why a container can or cannot reach another, or whose a port is
+explain | explain | explain | Say what isolates and limits a container and why it ended, or why it cannot reach another
 export | transfer | export | Export a container's filesystem as a tar archive
 history | images | history | Show the history of an image
 import | transfer | import | Import the contents from a tarball to create a filesystem image

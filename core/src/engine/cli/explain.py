@@ -1,4 +1,4 @@
-"""``explain``: why a container can or cannot reach another, station by station."""
+"""``explain``: why a container can or cannot reach another, station by station; or one container by itself."""
 
 from __future__ import annotations
 
@@ -33,9 +33,14 @@ def explain(session: Session, flags: Flags) -> None:
         port, _, protocol = flags["port"].partition("/")
         query = {"port": port, "protocol": protocol or "tcp"}
         title = f"port {port}/{protocol or 'tcp'} of the host"
+    elif len(flags.arguments) == 1:
+        from engine.cli import explain_container
+
+        explain_container.explain(session, flags.arguments[0], flags["format"])
+        return
     else:
         if len(flags.arguments) != 2:
-            raise Failure("name two containers (engine explain A B[:PORT]), or a port (engine explain --port 8080)")
+            raise Failure("name one container, two (engine explain A B[:PORT]), or a port (engine explain --port 8080)")
         source, (target, port, protocol) = flags.arguments[0], _endpoint(flags.arguments[1])
         query = {"from": source, "to": target, "port": port, "protocol": protocol}
         title = f"{source} -> {target}" + (f" at port {port}/{protocol}" if port else "")
@@ -62,7 +67,7 @@ def _text(title: str, answer: dict[str, Any]) -> str:
 
 
 COMMANDS = {
-    "explain": Command(explain, "[OPTIONS] A B[:PORT[/PROTOCOL]]\n--port PORT[/PROTOCOL]", """
+    "explain": Command(explain, "[OPTIONS] CONTAINER\nA B[:PORT[/PROTOCOL]]\n--port PORT[/PROTOCOL]", """
 - format string Format output ("json"); default is text
 - port string Explain a port of the host
 """, arguments=(0, 2)),

@@ -105,6 +105,12 @@ def inspect(session: Session, flags: Flags) -> None:
         raise Failure(f'unknown type: "{kind}": must be one of "config", "container", "image", "network", "node", '
                       '"plugin", "secret", "service", "task", "volume"')  # fmt: skip
 
+    if flags["at"]:
+        if kind not in ("", "container"):
+            raise Failure("--at is about containers")
+        show_objects(session, flags.arguments, flags["format"], _past(session, flags["at"]))
+        return
+
     def get(name: str) -> Any:
         for candidate in [kind] if kind else PATHS:
             try:
@@ -118,9 +124,31 @@ def inspect(session: Session, flags: Flags) -> None:
     show_objects(session, flags.arguments, flags["format"], get)
 
 
+def _past(session: Session, moment: str) -> Getter:
+    """Containers as they were at ``moment``."""
+    from engine.cli.history import at
+    from engine.cli.units import timestamp
+
+    try:
+        when = timestamp(moment)
+    except ValueError as error:
+        raise Failure(f'invalid value for "at": {error}') from None
+
+    def get(name: str) -> Any:
+        found = at(session.client, name, when)
+        if found is None:
+            raise Failure(f"Error: No such container at {moment}: {name}")
+        return found
+
+    return get
+
+
 def _of(kind: str) -> Callable[[Session, Flags], None]:
     def run(session: Session, flags: Flags) -> None:
         query: dict[str, Any] = {}
+        if kind == "container" and flags["at"]:
+            show_objects(session, flags.arguments, flags["format"], _past(session, flags["at"]))
+            return
         if kind == "network" and flags["verbose"]:
             query["verbose"] = True
         if kind == "image" and flags["platform"]:
@@ -133,17 +161,19 @@ def _of(kind: str) -> Callable[[Session, Flags], None]:
     return run
 
 
+_AT = "- at string Show the state at this time in the past (timestamp, or a duration such as 2h)"
 _FORMAT = f"f format string {INSPECT_FORMAT_HELP}"
 
 COMMANDS = {
     "inspect": Command(inspect, "[OPTIONS] NAME|ID [NAME|ID...]", f"""
+{_AT}
 {_FORMAT}
 - security bool Show what confines a running container
 s size bool Display total file sizes if the type is container
 - type string Only inspect objects of the given type
 """, arguments=(1, None)),
     "container inspect": Command(_of("container"), "[OPTIONS] CONTAINER [CONTAINER...]",
-                                 f"{_FORMAT}\ns size bool Display total file sizes", arguments=(1, None)),
+                                 f"{_AT}\n{_FORMAT}\ns size bool Display total file sizes", arguments=(1, None)),
     "image inspect": Command(_of("image"), "[OPTIONS] IMAGE [IMAGE...]",
                              f"{_FORMAT}\n- platform string Inspect a specific platform of the multi-platform image",
                              arguments=(1, None)),

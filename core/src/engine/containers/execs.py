@@ -10,16 +10,18 @@ import asyncio
 import logging
 import shutil
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec import field
 
+from engine.containers import toolbox
 from engine.containers.attach import Client, parse_keys
 from engine.drivers.runtime import Launch, RuntimeDriver
 from engine.errors import Conflict, EngineError, InvalidParameter, NotFound, StartFailed
+from engine.monitor import debug as monitor_debug
 from engine.monitor.client import LaunchFailed, Task
 from engine.names import new_id
 from engine.oci import spec as ocispec
@@ -53,6 +55,7 @@ class ExecConfig(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
     env: list[str] | None = None
     working_dir: str = ""
     cmd: list[str] | None = field(default=None)
+    toolbox: bool = False  # ours: with the tools of ``engine debug``
 
 
 class _Session:
@@ -260,8 +263,34 @@ class Execs:
         )
         directory.mkdir(mode=0o700, parents=True)
         runtime = self._containers.runtime(container)
+        if config.toolbox:
+            return runtime, self._debug(container, directory, process)
         bundle = self._containers.starter.bundle(container.id)
         return runtime, runtime.launch_exec(bundle, session.id, process, terminal=config.tty)
+
+    def _debug(self, container: Container, directory: Path, process: Mapping[str, Any]) -> Launch:
+        """The plan of a debug shell; see `engine.monitor.debug`."""
+        tools = toolbox.provide(self._containers.settings.root.parent)
+        environment = dict(line.partition("=")[::2] for line in process.get("env", ()))
+        environment["PATH"] = f"{environment.get('PATH', '')}:{toolbox.PATH}/bin".lstrip(":")
+        user = process["user"]
+        task = {
+            "pid": container.state.pid,
+            "toolbox": str(tools),
+            "args": list(process["args"]),
+            "env": [f"{name}={value}" for name, value in environment.items()],
+            "cwd": process["cwd"],
+            "uid": user["uid"],
+            "gid": user["gid"],
+            "groups": list(user.get("additionalGids", ())),
+        }
+        (directory / "debug.json").write_bytes(msgspec.json.encode(task))
+        return Launch(
+            guest=str(Path(monitor_debug.__file__)),
+            bundle=directory,
+            pid_file=directory / "pid",
+            environment={},
+        )
 
     async def _watch(self, session: _Session, monitor: Monitor, directory: Path) -> None:
         exit_ = await monitor.exit
