@@ -694,6 +694,18 @@ def test_a_mount_that_fails_says_which_and_why(
     assert words in result.err
 
 
+@pytest.mark.usefixtures("new")
+def test_nfs_volumes_need_a_client_in_the_kernel_and_a_share(cli: Client, volume: str) -> None:
+    bad = cli("volume", "create", "-d", "nfs", volume, check=False)
+    assert bad.code == 1
+    assert 'missing required option: "share"' in bad.err
+    if any(line.split()[-1].startswith("nfs") for line in Path("/proc/filesystems").read_text().splitlines()):
+        pytest.skip("this kernel has an NFS client: integration/vm/nfs.sh uses it")
+    without = cli("volume", "create", "-d", "nfs", "-o", "share=127.0.0.1:/export", volume, check=False)
+    assert without.code == 1
+    assert "this kernel has no NFS client" in without.err
+
+
 def test_quotas_are_refused_where_the_file_system_has_none(cli: Client, volume: str) -> None:
     result = cli("volume", "create", "-o", "size=10m", volume, check=False)
 
