@@ -35,6 +35,12 @@ BARS = {
     "run_none": 0.30,
     "run_bridge": 0.25,
     "cpu_run": 0.27,
+    "run_port": 0.20,
+    "run_ports50": 0.10,
+    "run_named": None,
+    "network_cycle": 0.30,
+    "volume_cycle": 0.80,
+    "run_volume": None,
     "run_cli": 0.35,
     "exec_true": 0.45,
     "start50": 0.30,
@@ -235,6 +241,27 @@ def start50(peer: Peer) -> float:
     return spent
 
 
+def networks(peers: list[Peer], take: Callable[..., None], rounds: int) -> None:
+    """Runs with published ports, a run on a network with names, a network made and removed."""
+    one = {"80/tcp": [{"HostPort": "8080"}]}
+    fifty = {f"{number}/tcp": [{"HostPort": str(20000 + number)}] for number in range(1, 51)}
+    take("run_port", rounds, lambda peer: timed(lambda: peer.run(PortBindings=one)))
+    take("run_ports50", max(3, rounds // 4), lambda peer: timed(lambda: peer.run(PortBindings=fifty)))
+
+    def cycle(peer: Peer) -> None:
+        status, body = peer.call("POST", "/v1.41/networks/create", {"Name": "cycle"})
+        assert status == 201, body
+        status, body = peer.call("DELETE", "/v1.41/networks/cycle")
+        assert status == 204, body
+
+    take("network_cycle", rounds, lambda peer: timed(lambda: cycle(peer)))
+    for peer in peers:
+        peer.call("POST", "/v1.41/networks/create", {"Name": "named"})
+    take("run_named", rounds, lambda peer: timed(lambda: peer.run(NetworkMode="named")))
+    for peer in peers:
+        peer.call("DELETE", "/v1.41/networks/named")
+
+
 def measure(peers: list[Peer], rounds: int, only: set[str], scratch: Path) -> dict[str, dict[str, list[float]]]:
     """Samples by workload and daemon, taken in turns."""
     samples: dict[str, dict[str, list[float]]] = {}
@@ -256,6 +283,8 @@ def measure(peers: list[Peer], rounds: int, only: set[str], scratch: Path) -> di
             peer.run()
     take("run_none", rounds, lambda peer: timed(lambda: peer.run(NetworkMode="none")))
     take("run_bridge", rounds, lambda peer: timed(peer.run))
+
+    networks(peers, take, rounds)
 
     def cpu(peer: Peer) -> float:
         before = peer.cpu_ms()
@@ -421,6 +450,7 @@ def main() -> int:
     parser.add_argument("--peers", default="engine,dockerd")
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed engine has its bytecode; do not measure the compiler
     with tempfile.TemporaryDirectory(prefix="eb-") as name:
         scratch = Path(name)
         peers = [Peer(kind, scratch / kind) for kind in options.peers.split(",")]
