@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -263,3 +263,29 @@ def test_discovery_disables_by_name_survives_a_broken_package_and_pins_the_cache
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == str(tmp_path / "data/cache/python-entrypoints")
     assert (tmp_path / "data/cache").stat().st_mode & 0o777 == 0o700
+
+
+class Configured:
+    def __init__(self) -> None:
+        self.seen: list[object] = []
+
+    @hookimpl
+    def engine_configure(self, options: Mapping[str, Any]) -> None:
+        if options.get("wrong"):
+            raise InvalidParameter("wrong is not right")
+        if options.get("broken"):
+            raise RuntimeError("boom")
+        self.seen.append(dict(options))
+
+
+def test_a_plugin_is_given_its_own_section_and_no_other(make: Callable[..., Plugins]) -> None:
+    one, two = Configured(), Configured()
+    make(("one", one), ("two", two), options={"one": {"a": 1}, "three": {"b": 2}})
+    assert (one.seen, two.seen) == ([{"a": 1}], [{}])
+
+
+def test_a_plugin_that_cannot_follow_its_configuration_stops_the_daemon(make: Callable[..., Plugins]) -> None:
+    with pytest.raises(InvalidParameter, match="plugin one: wrong is not right"):
+        make(("one", Configured()), options={"one": {"wrong": True}})
+    with pytest.raises(PluginError, match="plugin one: RuntimeError: boom"):
+        make(("one", Configured()), options={"one": {"broken": True}})

@@ -133,7 +133,7 @@ class HttpServer:
         for connection in list(self.connections):
             connection.abort()
         for door in self._doors:
-            door.abort()
+            await door.close()
 
     async def _wait(self, seconds: float) -> None:
         if tasks := self._running():

@@ -80,10 +80,14 @@ class TlsDoor:
         loop = asyncio.get_running_loop()
         return await loop.create_server(lambda: _Client(self, loop), sock=sock, backlog=1024)
 
-    def abort(self) -> None:
-        """Drop every client."""
+    async def close(self) -> None:
+        """Drop every client, and come back when their sockets are closed."""
         for client in list(self.clients):
             client.abort()
+        if self.tasks:
+            await asyncio.wait(self.tasks)
+        for _ in range(3):  # both sides hear of it in turns of the loop, one after the other
+            await asyncio.sleep(0)
 
 
 class _Client(asyncio.Protocol):
