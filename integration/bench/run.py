@@ -41,6 +41,8 @@ BARS = {
     "network_cycle": 0.30,
     "volume_cycle": 0.80,
     "run_volume": None,
+    "volume_cycle": 0.80,
+    "run_volume": None,
     "run_cli": 0.35,
     "exec_true": 0.45,
     "start50": 0.30,
@@ -262,6 +264,21 @@ def networks(peers: list[Peer], take: Callable[..., None], rounds: int) -> None:
         peer.call("DELETE", "/v1.41/networks/named")
 
 
+def volumes(peers: list[Peer], take: Callable[..., None], rounds: int) -> None:
+    """Making and removing a volume; a run with a named volume, network none."""
+
+    def cycle(peer: Peer) -> None:
+        status, body = peer.call("POST", "/v1.41/volumes/create", {"Name": "cycle"})
+        assert status == 201, body
+        status, body = peer.call("DELETE", "/v1.41/volumes/cycle")
+        assert status == 204, body
+
+    take("volume_cycle", rounds, lambda peer: timed(lambda: cycle(peer)))
+    take("run_volume", rounds, lambda peer: timed(lambda: peer.run(NetworkMode="none", Binds=["kept:/data"])))
+    for peer in peers:
+        peer.call("DELETE", "/v1.41/volumes/kept")
+
+
 def measure(peers: list[Peer], rounds: int, only: set[str], scratch: Path) -> dict[str, dict[str, list[float]]]:
     """Samples by workload and daemon, taken in turns."""
     samples: dict[str, dict[str, list[float]]] = {}
@@ -283,6 +300,7 @@ def measure(peers: list[Peer], rounds: int, only: set[str], scratch: Path) -> di
             peer.run()
     take("run_none", rounds, lambda peer: timed(lambda: peer.run(NetworkMode="none")))
     take("run_bridge", rounds, lambda peer: timed(peer.run))
+    volumes(peers, take, rounds)
 
     networks(peers, take, rounds)
 
