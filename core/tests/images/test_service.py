@@ -26,6 +26,7 @@ from engine.layers.tar import Stream, entries
 from engine.model.filters import Filters
 from engine.model.image import Descriptor
 from engine.names import parse_reference, sha256
+from engine.platforms import Platform
 from engine.store import Store
 from engine.workers import Workers
 
@@ -529,3 +530,102 @@ async def test_an_oci_layout_keeps_its_index_as_what_the_name_stands_for(engine:
         )
         await images.prune()
         assert set(blobs(images)) == {sha256(data) for data in (layer, raw, manifest, index)}
+
+
+def _multi_platform() -> dict[str, bytes | str]:
+    """An OCI layout of ``multi:1``: two platforms and the attestation of the first."""
+    files: dict[str, bytes | str] = {"oci-layout": b'{"imageLayoutVersion":"1.0.0"}'}
+
+    def put(data: bytes, kind: str, **more: Any) -> dict[str, Any]:
+        files["blobs/sha256/" + sha256(data)[7:]] = data
+        return {"mediaType": f"application/vnd.{kind}", "digest": sha256(data), "size": len(data), **more}
+
+    def manifest(configuration: bytes, layer: bytes, kind: str = "oci.image.layer.v1.tar") -> bytes:
+        entry = put(configuration, "oci.image.config.v1+json")
+        body = {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json"}
+        return json.dumps({**body, "config": entry, "layers": [put(layer, kind)]}).encode()
+
+    own = put(
+        manifest(config(ONE), ONE), "oci.image.manifest.v1+json", platform={"os": "linux", "architecture": "amd64"}
+    )
+    arm = put(
+        manifest(config(TWO, architecture="arm64"), TWO),
+        "oci.image.manifest.v1+json",
+        platform={"os": "linux", "architecture": "arm64"},
+    )
+    claim = put(
+        manifest(b"{}", b'{"_type":"https://in-toto.io/Statement/v0.1"}', "in-toto+json"),
+        "oci.image.manifest.v1+json",
+        platform={"os": "unknown", "architecture": "unknown"},
+        annotations={
+            "vnd.docker.reference.type": "attestation-manifest",
+            "vnd.docker.reference.digest": own["digest"],
+        },
+    )
+    index = json.dumps({"schemaVersion": 2, "manifests": [arm, own, claim]}).encode()
+    name = {"io.containerd.image.name": "docker.io/library/multi:1"}
+    top = put(index, "oci.image.index.v1+json", annotations=name)
+    files["index.json"] = json.dumps({"schemaVersion": 2, "manifests": [top]}).encode()
+    return files
+
+
+@run
+async def test_one_tag_stands_for_all_platforms_of_its_index(engine: Engine) -> None:
+    async with engine as images:
+        assert await engine.load(tar(_multi_platform())) == ["Loaded image: multi:1"] * 2
+        assert [row["RepoTags"] for row in images.list()] == [["multi:1"]]
+        own, arm = images.get("multi:1"), images.get("multi:1", Platform("linux", "arm64"))
+        assert (own.platform, arm.platform) == ("linux/amd64", "linux/arm64")
+        assert [step["Size"] for step in images.history("multi:1", Platform("linux", "arm64"))] == [300_000]
+        with pytest.raises(NotFound, match="does not match the specified platform"):
+            images.get("multi:1", Platform("linux", "s390x"))
+        await images.tag("multi:1", "copy:1")
+        assert images.get("copy:1", Platform("linux", "arm64")).id == arm.id
+    async with engine as images:  # after a restart as before
+        assert images.get("multi:1", Platform("linux", "arm64")).id == arm.id
+        await images.remove("copy:1")
+        assert len(images.table.images) == 2
+        await images.remove("multi:1")
+        assert (images.list(all=True), blobs(images), engine.layers) == ([], [], {})
+
+
+@run
+async def test_every_manifest_of_an_index_is_told_and_attestations_belong_to_their_image(engine: Engine) -> None:
+    async with engine as images:
+        await engine.load(tar(_multi_platform()))
+        engine.container("c" * 64, images.get("multi:1").id, "exited")
+        arm, own, claim = images.manifests("multi:1")
+        assert (arm["Kind"], arm["Available"], arm["ImageData"]["Containers"]) == ("image", True, [])
+        assert own["ImageData"]["Platform"] == {"os": "linux", "architecture": "amd64"}
+        assert (own["ImageData"]["Containers"], own["ImageData"]["Size"]) == (["c" * 64], {"Unpacked": 100})
+        assert (claim["Kind"], claim["Available"]) == ("attestation", True)
+        assert claim["AttestationData"] == {"For": own["ID"]}
+        assert own["Descriptor"]["digest"] == own["ID"]
+
+
+@run
+async def test_an_index_that_is_all_here_is_saved_and_loaded_whole(engine: Engine) -> None:
+    async with engine as images:
+        await engine.load(tar(_multi_platform()))
+        target = images.target("multi:1")
+        saved = b"".join([chunk async for chunk in await images.save(["multi:1"])])
+        only = b"".join([chunk async for chunk in await images.save(["multi:1"], Platform("linux", "arm64"))])
+        await images.remove("multi:1")
+        await engine.load(saved)
+        assert images.target("multi:1") == target
+        assert len(images.table.images) == 2
+        assert [one["Available"] for one in images.manifests("multi:1")] == [True] * 3
+        await images.remove("multi:1")
+        await engine.load(only)
+        assert [one.platform for one in images.table.images.values()] == ["linux/arm64"]
+
+
+@run
+async def test_images_of_other_platforms_that_containers_use_are_not_pruned(engine: Engine) -> None:
+    async with engine as images:
+        await engine.load(tar(_multi_platform()))
+        engine.container("c" * 64, images.get("multi:1", Platform("linux", "arm64")).id, "running")
+        assert (await images.prune(Filters({"dangling": ["false"]})))["ImagesDeleted"] is None
+        engine.containers.clear()
+        await images.prune(Filters({"dangling": ["false"]}))
+        assert images.table.images == {}

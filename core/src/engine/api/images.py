@@ -34,7 +34,11 @@ async def _list(services: Services, request: Request) -> Response:
         filters = Filters({**filters, "reference": [request.query.get("filter")]})
     shared_size = request.version >= (1, 42) and request.query.flag("shared-size")
     found = services.images.list(filters, all=request.query.flag("all"), shared_size=shared_size)
-    return Response.json([_summary(image, request.version) for image in found])
+    rows = [_summary(image, request.version) for image in found]
+    if request.version >= (1, 47) and request.query.flag("manifests"):
+        for row in rows:
+            row["Manifests"] = services.images.manifests((row["RepoTags"] or row["RepoDigests"] or [row["Id"]])[0])
+    return Response.json(rows)
 
 
 def _summary(image: dict[str, Any], version: tuple[int, int]) -> dict[str, Any]:
@@ -65,6 +69,8 @@ async def _inspect(services: Services, request: Request) -> Response:
         shown.setdefault("ContainerConfig", _EMPTY_CONFIG)
     if request.version < (1, 48):
         shown.pop("Descriptor", None)
+    if manifests:
+        shown["Manifests"] = services.images.manifests(request.params["name"])
     return Response.json(shown)
 
 
@@ -90,7 +96,7 @@ _EMPTY_CONFIG: dict[str, Any] = {
 
 
 async def _history(services: Services, request: Request) -> Response:
-    return Response.json(services.images.history(request.params["name"]))
+    return Response.json(services.images.history(request.params["name"], _platform(request, since=(1, 48))))
 
 
 async def _search(services: Services, request: Request) -> Response:

@@ -47,6 +47,8 @@ _SMALL = 256 << 10
 _SMALL_TOTAL = 64 << 20
 _MAX_MEMBERS = 100_000
 _NAME = "io.containerd.image.name"
+_REFERENCE_TYPE = "vnd.docker.reference.type"
+_ATTESTATION = "attestation-manifest"
 _REF_NAME = "org.opencontainers.image.ref.name"
 
 Progress = Callable[[Mapping[str, object]], None]
@@ -161,7 +163,8 @@ async def _load_one(images: Images, workers: Workers, image: _Found, quiet: bool
         raise _first(errors) from None
     for reference in image.references:
         before = images.table.lookup(reference)
-        if before is not None and before.image != image.config.digest:
+        same_index = before is not None and before.target is not None and before.target == image.target
+        if before is not None and before.image != image.config.digest and not same_index:
             progress(
                 {
                     "stream": f"The image {reference.familiar} already exists, renaming the old one with ID "
@@ -297,40 +300,53 @@ def _from_index(archive: _Archive, platform: Platform | None) -> Iterator[_Found
     index = _document(archive.read("index.json"), "index.json")
     for top in _descriptors(index, "manifests"):
         target = archive.named_blob(top.digest, top.media_type)
-        chosen = top
+        chosen = [top]
         if top.media_type in _INDEXES:
             inner = _document(archive.content.read(target.digest), top.digest)
             entries = _descriptors(inner, "manifests")
             for entry in entries:
                 if archive.has_blob(entry.digest) and entry.media_type in _MANIFESTS:
-                    archive.named_blob(entry.digest, entry.media_type)  # kept with the index
-            chosen_entry = _choose(archive, entries, platform)
-            if chosen_entry is None:
+                    _keep(archive, entry)
+            chosen = _choose(archive, entries, platform)
+        for entry in chosen:
+            if entry.media_type not in _MANIFESTS:
                 continue
-            chosen = chosen_entry
-        if chosen.media_type not in _MANIFESTS:
-            continue
-        manifest = archive.named_blob(chosen.digest, chosen.media_type)
-        body = _document(archive.content.read(manifest.digest), chosen.digest)
-        config, *_ = [*_descriptors({"config": [body.get("config")]}, "config"), None]
-        if config is None or not _is_image(body):
-            continue
-        yield _Found(
-            archive.named_blob(config.digest, config.media_type),
-            [archive.named_blob(layer.digest, layer.media_type) for layer in _descriptors(body, "layers")],
-            manifest,
-            target,
-            _names(top),
-        )
+            manifest = archive.named_blob(entry.digest, entry.media_type)
+            body = _document(archive.content.read(manifest.digest), entry.digest)
+            config, *_ = [*_descriptors({"config": [body.get("config")]}, "config"), None]
+            layers = _descriptors(body, "layers")
+            if config is None or not _is_image(body):
+                continue
+            if entry is not chosen[0] and not all(archive.has_blob(blob.digest) for blob in (config, *layers)):
+                continue  # a platform that was left out
+            yield _Found(
+                archive.named_blob(config.digest, config.media_type),
+                [archive.named_blob(layer.digest, layer.media_type) for layer in layers],
+                manifest,
+                target,
+                _names(top),
+            )
 
 
-def _choose(archive: _Archive, entries: Sequence[Descriptor], platform: Platform | None) -> Descriptor | None:
+def _keep(archive: _Archive, entry: Descriptor) -> None:
+    """A manifest belongs to its index even when it is not the image wanted; an attestation with all it consists of."""
+    kept = archive.named_blob(entry.digest, entry.media_type)
+    if (entry.annotations or {}).get(_REFERENCE_TYPE) != _ATTESTATION:
+        return
+    body = _document(archive.content.read(kept.digest), entry.digest)
+    for blob in (*_descriptors({"config": [body.get("config")]}, "config"), *_descriptors(body, "layers")):
+        if archive.has_blob(blob.digest):
+            archive.named_blob(blob.digest, blob.media_type)
+
+
+def _choose(archive: _Archive, entries: Sequence[Descriptor], platform: Platform | None) -> list[Descriptor]:
+    """The images of an index to load: the one for ``platform``, else all, the best suited first."""
     here = [
         entry
         for entry in entries
         if entry.media_type in _MANIFESTS
         and archive.has_blob(entry.digest)
-        and (entry.annotations or {}).get("vnd.docker.reference.type") != "attestation-manifest"
+        and (entry.annotations or {}).get(_REFERENCE_TYPE) != _ATTESTATION
     ]
     wanted = [platform] if platform is not None else [host_platform(), Platform("wasi", "wasm")]
     for want in wanted:
@@ -338,8 +354,8 @@ def _choose(archive: _Archive, entries: Sequence[Descriptor], platform: Platform
             raw = entry.platform or {}
             own = normalise(str(raw.get("os", "")), str(raw.get("architecture", "")), str(raw.get("variant") or ""))
             if own.satisfies(want):
-                return entry
-    return here[0] if here and platform is None else None
+                return [entry, *(other for other in here if other is not entry and platform is None)]
+    return here if platform is None else []
 
 
 def _is_image(body: Mapping[str, Any]) -> bool:
@@ -415,6 +431,8 @@ def plan(images: Images, references: Sequence[str], platform: Platform | None = 
         if not names:
             index.append(entry)
         for name in names:
+            whole = _whole_index(images, name, contents) if platform is None else None
+            entry = msgspec.to_builtins(whole or descriptor)
             index.append({**entry, "annotations": {_NAME: str(name), _REF_NAME: name.tag or ""}})
             top = record.layers[-1].digest if record.layers else record.id
             repositories.setdefault(name.familiar_name, {})[name.tag or ""] = top[7:]
@@ -448,6 +466,28 @@ def _named(images: Images, text: str, platform: Platform | None) -> list[tuple[I
     record = images.table.find(text, platform)
     is_tag = wanted.tag is not None and not wanted.digest and images.table.lookup(wanted) is not None
     return [(record, [wanted] if is_tag else [])]
+
+
+def _whole_index(images: Images, name: Reference, contents: Contents) -> Descriptor | None:
+    """The index a name stands for, when all of it is here; it is then part of the archive."""
+    found = images.table.lookup(name)
+    target = found.target if found is not None else None
+    if target is None or target.media_type not in _INDEXES:
+        return None
+    blobs: dict[str, int] = {}
+    pending = [target]
+    while pending:
+        blob = pending.pop()
+        if not images.content.has(blob.digest):
+            return None
+        blobs[blob.digest] = blob.size
+        if blob.media_type in _INDEXES | _MANIFESTS:
+            body = _document(images.content.read(blob.digest), blob.digest)
+            children = {"all": [body.get("config"), *(body.get("layers") or ()), *(body.get("manifests") or ())]}
+            children["all"] = [child for child in children["all"] if child]
+            pending += [child for child in _descriptors(children, "all") if child.digest not in blobs]
+    contents.blobs.update(blobs)
+    return Descriptor(media_type=target.media_type, digest=target.digest, size=target.size)
 
 
 def _manifest_of(images: Images, record: ImageRecord, contents: Contents) -> Descriptor:

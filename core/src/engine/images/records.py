@@ -42,10 +42,12 @@ class ImageRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
 
 class ReferenceRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a reference names: an image, and the index or manifest it was pulled by or pushed as."""
+    """What a reference names: an image, and the index or manifest it was pulled by or pushed as; of an index also the
+    images for other platforms that are here."""
 
     image: str
     target: Descriptor | None = None
+    others: list[str] = []
 
 
 class LayerRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -137,21 +139,41 @@ class ImageTable:
 
     def _point(self, key: str, record: ReferenceRecord) -> None:
         self.references[key] = record
-        self._by_image.setdefault(record.image, {})[key] = parse_reference(key)
+        reference = parse_reference(key)
+        for image in (record.image, *record.others):
+            self._by_image.setdefault(image, {})[key] = reference
 
     def _unpoint(self, key: str) -> None:
         record = self.references.pop(key, None)
-        if record is not None:
-            held = self._by_image[record.image]
+        for image in (record.image, *record.others) if record is not None else ():
+            held = self._by_image[image]
             del held[key]
             if not held:
-                del self._by_image[record.image]
+                del self._by_image[image]
 
     # -- reading ----------------------------------------------------------------------------------------------
 
     def references_of(self, image_id: str) -> list[Reference]:
         """All references to an image, sorted as dockerd shows them."""
         return [reference for _, reference in sorted(self._by_image.get(image_id, {}).items())]
+
+    def is_other(self, image_id: str) -> bool:
+        """Whether an image has names, but each of them stands for the image of a better suited platform."""
+        keys = self._by_image.get(image_id)
+        return keys is not None and all(self.references[key].image != image_id for key in keys)
+
+    def companions(self, image_id: str) -> list[ImageRecord]:
+        """The images that share a name with this one: the same for other platforms."""
+        found = {
+            image: None
+            for key in self._by_image.get(image_id, {})
+            for image in (self.references[key].image, *self.references[key].others)
+        }
+        return [self.images[image] for image in found if image != image_id and image in self.images]
+
+    def same_target(self, target: Descriptor) -> list[str]:
+        """The references that name an index or manifest."""
+        return [key for key, known in self.references.items() if known.target and known.target.digest == target.digest]
 
     def image(self, record: ImageRecord) -> Image:
         """The value given out for a record."""
@@ -173,6 +195,10 @@ class ImageTable:
         Raises `NotFound` (``No such image: x:latest``), `InvalidParameter` for what cannot be a reference.
         """
         record = self._find(text)
+        if platform is not None and not parse_platform(record.platform).satisfies(platform):
+            # the name, not the id, of an index stands for all its platforms
+            others = [] if self.is_id(text, record.id) else self.companions(record.id)
+            record = next((one for one in others if parse_platform(one.platform).satisfies(platform)), record)
         if platform is not None and not parse_platform(record.platform).satisfies(platform):
             raise NotFound(
                 f"image with reference {text} was found but its platform ({record.platform}) does not match the"

@@ -35,6 +35,16 @@ class Removal:
     def plan(self, text: str, *, force: bool, prune: bool) -> None:
         """Work out what removing ``text`` means. Raises `Conflict` in dockerd's words, `NotFound`."""
         record = self._table.find(text)
+        companions = self._table.companions(record.id)
+        self._plan(record, text, force=force, prune=prune)
+        for other in companions:  # other platforms of what has no name any more
+            if other.id not in self._gone and not self._references(other):
+                try:
+                    self._delete(other, force=False, prune=prune, quiet=True)
+                except _InUse:
+                    continue
+
+    def _plan(self, record: ImageRecord, text: str, *, force: bool, prune: bool) -> None:
         references = self._references(record)
         by_name = not self._table.is_id(text, record.id)
         if by_name:

@@ -39,7 +39,7 @@ from engine.layers import chain_ids, detect_compression
 from engine.model.filters import Filters
 from engine.model.image import Descriptor, Image, ImageConfig
 from engine.names import Reference, parse_reference
-from engine.platforms import Platform
+from engine.platforms import Platform, host_platform, parse_platform
 from engine.store import Change, Delete, Put
 from engine.timestamps import now, parse_timestamp
 
@@ -62,6 +62,9 @@ Progress = Callable[[Mapping[str, object]], None]
 
 _KEEP_UNNAMED_SECONDS = 24 * 3600.0
 _MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+_INDEXES = frozenset(
+    ("application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json")
+)
 _OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
 
 
@@ -177,9 +180,15 @@ class Images:
         data = dict(self.driver.layer_data(record.chain_id)) if record.chain_id else {}
         return image_views.inspect(self.table, record, raw, {"Data": data, "Name": self.store_name})
 
-    def history(self, reference: str) -> builtins.list[dict[str, Any]]:
+    def history(self, reference: str, platform: Platform | None = None) -> builtins.list[dict[str, Any]]:
         """The body of ``GET /images/{name}/history``."""
-        return image_views.history(self.table, self.table.find(reference))
+        return image_views.history(self.table, self.table.find(reference, platform))
+
+    def manifests(self, reference: str) -> builtins.list[dict[str, Any]]:
+        """``Manifests`` of an image: every platform and attestation its name stands for, here or not."""
+        from engine.images import indexes
+
+        return indexes.summaries(self, reference)
 
     def count(self) -> int:
         """How many images there are."""
@@ -415,7 +424,7 @@ class Images:
                 if key not in self.table.layers:
                     layer = LayerRecord(parent=below, diff_id=diff_id, size=self._layers[key])
                     changes.append(_put(LAYER, key, layer))
-            changes += [_put(REFERENCE, *_pointer(record.id, reference, target)) for reference, target in references]
+            changes += self._point(record, references)
             await self._commit(changes)
         return self.table.image(self.table.images[record.id])
 
@@ -424,7 +433,27 @@ class Images:
         async with self._change:
             if image_id not in self.table.images:
                 raise NotFound(f"No such image: {image_id}")
-            await self._commit([_put(REFERENCE, *_pointer(image_id, *pair)) for pair in references])
+            await self._commit(self._point(self.table.images[image_id], references))
+
+    def _point(
+        self, record: ImageRecord, references: Sequence[tuple[Reference, Descriptor | None]]
+    ) -> builtins.list[Change]:
+        """Point references at an image. What names an index stands for all its platforms that are here; of these the
+        one for this machine comes first."""
+        changes: list[Change] = []
+        for reference, target in references:
+            keys = [str(reference)]
+            ids = [record.id]
+            if target is not None and target.media_type in _INDEXES:
+                keys += [key for key in self.table.same_target(target) if key != keys[0]]
+                for known in (self.table.references[key] for key in self.table.same_target(target)):
+                    ids += [image for image in (known.image, *known.others) if image not in ids]
+            known_images = {**self.table.images, record.id: record}
+            here = [image for image in ids if image in known_images]
+            here.sort(key=lambda image: not parse_platform(known_images[image].platform).satisfies(host_platform()))
+            pointer = ReferenceRecord(image=here[0], target=target, others=here[1:])
+            changes += [_put(REFERENCE, key, pointer) for key in keys]
+        return changes
 
     async def pushable(self, reference: str, platform: Platform | None = None) -> Pushable:
         """An image in the form registries take, everything in content.
@@ -482,9 +511,7 @@ class Images:
             named = self.table.lookup(parse_reference(source)) if not self.table.is_id(source, record.id) else None
             manifest = named.target if named is not None else record.manifest
             tagged = msgspec.structs.replace(record, tagged=now())
-            await self._commit(
-                [_put(IMAGE, record.id, tagged), _put(REFERENCE, *_pointer(record.id, wanted, manifest))]
-            )
+            await self._commit([_put(IMAGE, record.id, tagged), *self._point(tagged, [(wanted, manifest)])])
         await self.event(record.id, wanted.familiar, "tag")
 
     async def remove(self, reference: str, *, force: bool = False, prune: bool = True) -> builtins.list[dict[str, str]]:
@@ -514,7 +541,7 @@ class Images:
             attributes = image_views.labels(record)
             if (
                 record.id not in self.table.images
-                or self.users(record.id)
+                or any(self.users(one.id) for one in (record, *self.table.companions(record.id)))
                 or any(image_views.created_ns(record) > limit for limit in until)
                 or not filters.labels(attributes)
                 or not filters.without_labels(attributes)
@@ -631,7 +658,3 @@ class Images:
 
 def _put(kind: str, key: str, record: msgspec.Struct) -> Put:
     return Put(kind, key, msgspec.json.encode(record))
-
-
-def _pointer(image_id: str, reference: Reference, target: Descriptor | None) -> tuple[str, ReferenceRecord]:
-    return str(reference), ReferenceRecord(image=image_id, target=target)

@@ -159,6 +159,8 @@ def selector(table: ImageTable, filters: Filters, *, everything: bool) -> Select
     parents = {record.parent for record in table.images.values()}
 
     def select(record: ImageRecord) -> list[Reference] | None:
+        if table.is_other(record.id):
+            return None
         created = created_ns(record)
         if any(created >= limit for limit in (*before, *until)) or any(created <= limit for limit in since):
             return None
