@@ -86,3 +86,23 @@ def test_a_port_of_the_host_has_an_owner(cli: Client) -> None:
         yes, steps, _ = explain(cli, "--port", "8078")
         assert yes
         assert "process" in str(steps["port"]["Detail"])
+
+
+def test_a_policy_forbids_by_label_and_says_so(cli: Client, net: str) -> None:
+    for name in ("web", "api"):
+        cli("run", "-d", "--name", f"ex-{name}", "--label", f"role={name}", "--network", net, "bb", "sleep", "300")
+    cli("network", "policy", "create", "--deny", "--to", "role=db", "ex-closed")
+    cli("network", "policy", "create", "--allow", "--from", "role=api", "--to", "role=db", "ex-api")
+    try:
+        cli("run", "-d", "--name", "ex-db", "--label", "role=db", "--network", net, "bb", *SERVE)
+        wait_for(lambda: explain(cli, "ex-api", "ex-db:80")[0], "the server")
+        yes, steps, _ = explain(cli, "ex-web", "ex-db:80")
+        assert not yes
+        assert "ex-closed denies" in str(steps["policy"]["Detail"])
+        assert "no answer" in str(steps["attempt"]["Detail"])
+        assert cli("exec", "ex-db", "ping", "-c", "1", "-W", "2", "ex-web").code == 0  # answers come back
+        assert "ex-closed   deny" in cli("network", "policy", "ls").out
+        cli("network", "policy", "rm", "ex-closed")
+        assert explain(cli, "ex-web", "ex-db:80")[0]
+    finally:
+        cli("network", "policy", "rm", "ex-closed", "ex-api", check=False)

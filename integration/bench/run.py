@@ -41,8 +41,6 @@ BARS = {
     "network_cycle": 0.30,
     "volume_cycle": 0.80,
     "run_volume": None,
-    "volume_cycle": 0.80,
-    "run_volume": None,
     "run_cli": 0.35,
     "exec_true": 0.45,
     "start50": 0.30,

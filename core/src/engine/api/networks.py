@@ -10,6 +10,7 @@ from engine.api.router import Request, Response, Route
 from engine.errors import InvalidParameter
 from engine.model.network import EndpointSettings
 from engine.networks import NetworkCreate
+from engine.networks.policies import PolicyRecord
 
 if TYPE_CHECKING:
     from engine.services import Services
@@ -79,6 +80,20 @@ async def _explain(services: Services, request: Request) -> Response:
     return Response.json(body)
 
 
+async def _policies(services: Services, request: Request) -> Response:
+    return Response.json([msgspec.to_builtins(policy) for policy in services.networks.policies()])
+
+
+async def _create_policy(services: Services, request: Request) -> Response:
+    await services.networks.create_policy(await request.json(PolicyRecord))
+    return Response.empty(201)
+
+
+async def _remove_policy(services: Services, request: Request) -> Response:
+    await services.networks.remove_policy(request.params["name"])
+    return Response.empty()
+
+
 def _for_version(body: dict[str, Any], version: tuple[int, int]) -> dict[str, Any]:
     if version < (1, 47):
         body.pop("EnableIPv4", None)
@@ -94,4 +109,7 @@ ROUTES = [
     Route("POST", "/networks/{ref}/disconnect", _disconnect),
     Route("DELETE", "/networks/{ref}", _remove),
     Route("GET", "/engine/networks/explain", _explain),
+    Route("GET", "/engine/networks/policies", _policies),
+    Route("POST", "/engine/networks/policies", _create_policy),
+    Route("DELETE", "/engine/networks/policies/{name}", _remove_policy),
 ]

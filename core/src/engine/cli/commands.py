@@ -113,6 +113,7 @@ network create | networks | network create | Create a network
 network disconnect | networks | network disconnect | Disconnect a container from a network
 network inspect | inspect | network inspect | Display detailed information on one or more networks
 network ls | networks | network ls | List networks
+network policy | networks | network policy | Allow or deny connections between containers
 network prune | prune | network prune | Remove all unused networks
 network rm | networks | network rm | Remove one or more networks
 plugin ls | plugins | plugin ls | List plugins

@@ -8,7 +8,7 @@ from engine.cli.containers import FORMAT_HELP, labels_text
 from engine.cli.failures import ApiFailure, Failure
 from engine.cli.run_values import pairs
 from engine.cli.session import filters
-from engine.cli.tables import Columns, show, wanted_format
+from engine.cli.tables import Columns, aligned, show, wanted_format
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -165,7 +165,41 @@ def disconnect(session: Session, flags: Flags) -> None:
     session.client.post(f"/networks/{segment(network)}/disconnect", body=body)
 
 
+def policy(session: Session, flags: Flags) -> None:
+    """Allow or deny connections between containers, by label."""
+    verb, *names = flags.arguments
+    if verb == "create" and len(names) == 1:
+        if flags["allow"] == flags["deny"]:
+            raise Failure("say one of --allow and --deny")
+        body = {
+            "Name": names[0],
+            "Action": "allow" if flags["allow"] else "deny",
+            "From": pairs(flags["from"]),
+            "To": pairs(flags["to"]),
+            "Ports": flags["port"],
+        }
+        session.client.post("/engine/networks/policies", body=body)
+        session.out(names[0])
+    elif verb == "ls" and not names:
+        rows = [["NAME", "ACTION", "FROM", "TO", "PORTS"]]
+        for each in session.client.get("/engine/networks/policies"):
+            words = [labels_text(each[key]) or "any" for key in ("From", "To")]
+            rows.append([each["Name"], each["Action"], *words, ",".join(each["Ports"]) or "all"])
+        session.out("\n".join(aligned(rows)))
+    elif verb == "rm" and names:
+        session.each(names, lambda name: session.client.delete(f"/engine/networks/policies/{segment(name)}"))
+    else:
+        raise Failure("use: engine network policy create NAME | ls | rm NAME...")
+
+
 COMMANDS = {
+    "network policy": Command(policy, "create [OPTIONS] POLICY\nls\nrm POLICY [POLICY...]", """
+- allow bool Allow these connections, whatever other policies deny
+- deny bool Deny these connections
+- from list Labels of the containers that connect (default: all containers)
+- port list Only these ports (80, 53/udp; default: all)
+- to list Labels of the containers that are connected to (default: all containers)
+""", arguments=(1, None)),
     "network ls": Command(ls, "[OPTIONS]", f"""
 f filter filter Provide filter values (e.g. "driver=bridge")
 - format string {FORMAT_HELP}

@@ -20,7 +20,17 @@ from pathlib import Path
 from engine.drivers import DriverContext
 from engine.errors import NotSupported
 
-__all__ = ["Endpoint", "Finding", "Joined", "Network", "NetworkDriver", "PublishedPort", "Route", "Subnet"]
+__all__ = [
+    "AddressPolicy",
+    "Endpoint",
+    "Finding",
+    "Joined",
+    "Network",
+    "NetworkDriver",
+    "PublishedPort",
+    "Route",
+    "Subnet",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +98,17 @@ class PublishedPort:
     host_port_end: int = 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AddressPolicy:
+    """Connections between addresses, allowed or denied: ``pairs`` of source ('' for any) and target, at ``ports``
+    (protocol, number; none means all). Earlier policies win over later ones."""
+
+    name: str
+    allow: bool
+    pairs: tuple[tuple[str, str], ...] = ()
+    ports: tuple[tuple[str, int], ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """One thing that was looked at: ``check`` is what in a word, ``detail`` what was found, ``fix`` what would help."""
@@ -99,8 +120,8 @@ class Finding:
 
 
 class NetworkDriver(ABC):
-    """Capabilities: ``publish`` (publish and unpublish), ``sandbox`` (containers get their own network
-    namespace; without it - host, container - the core makes none and never calls join).
+    """Capabilities: ``publish`` (publish and unpublish), ``policy`` (set_policies), ``sandbox`` (containers get their
+    own network namespace; without it - host, container - the core makes none and never calls join).
 
     ``scope`` is ``local`` or ``swarm``.
     """
@@ -160,6 +181,10 @@ class NetworkDriver(ABC):
     def unpublish(self, network_id: str, endpoint_id: str) -> None:
         """Undo `publish`, all ports of the endpoint."""
         raise NotSupported(f"network driver {self.context.name} cannot publish ports")
+
+    def set_policies(self, policies: Sequence[AddressPolicy]) -> None:
+        """Enforce exactly these between containers of this driver's networks; connections under way go on."""
+        raise NotSupported(f"network driver {self.context.name} cannot enforce policies")
 
     def diagnose(self, network: Network, endpoint: Endpoint) -> Sequence[Finding]:
         """What the kernel has of this endpoint, looked at now: each link, rule or setting its packets need.

@@ -66,6 +66,7 @@ class Live:
 
     container_id: str
     container_name: str
+    labels: Mapping[str, str] = field(default_factory=dict)
     sandbox_id: str
     path: Path | None
     plugs: list[Plug] = field(default_factory=list)

@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from engine import kernel
-from engine.drivers.network import Finding, PublishedPort
+from engine.drivers.network import AddressPolicy, Finding, PublishedPort
 from engine.networks import dns
 from engine.networks.attachments import Live, Plug
+from engine.networks.policies import denied_by
 from engine.networks.sockets import Listener, listeners, owners
 
 __all__ = ["Side", "between", "port", "report"]
@@ -54,8 +55,10 @@ def report(findings: Sequence[Finding], **about: object) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def between(source: Side, target: Side, number: int, protocol: str) -> list[Finding]:
-    """From ``source`` to ``target``, at port ``number`` (0: any)."""
+def between(
+    source: Side, target: Side, number: int, protocol: str, policies: Sequence[AddressPolicy] = ()
+) -> list[Finding]:
+    """From ``source`` to ``target``, at port ``number`` (0: any), where ``policies`` are in force."""
     found: list[Finding] = []
     for side in (source, target):
         if side.problem:
@@ -72,6 +75,11 @@ def between(source: Side, target: Side, number: int, protocol: str) -> list[Find
         found.append(Finding("network", True, f"both are on {shared[0].name}: {target.name} is {address} there"))
         found.append(_name(source, shared[1], target, address))
         found.append(_route(source, address))
+        own = str((shared[0].endpoint.ipv4 or shared[0].endpoint.ipv6).ip)  # type: ignore[union-attr]
+        denied = denied_by(policies, own, address, number, protocol)
+        if denied is not None:
+            text = f"network policy {denied.name} denies connections from {source.name} to {target.name}"
+            found.append(Finding("policy", False, text, f"engine network policy rm {denied.name}"))
         for plug in shared:
             found += plug.driver.diagnose(plug.network, plug.endpoint)
     elif target.address:

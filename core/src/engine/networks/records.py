@@ -22,6 +22,7 @@ from engine.names import find_by_prefix, new_id
 from engine.networks import ipam
 from engine.networks.attachments import Live, Plug
 from engine.networks.dns import Resolver
+from engine.networks.policies import PolicyRecord
 from engine.store import Delete, Name, NameTaken, Put, Unname
 from engine.timestamps import now, parse_rfc3339, parse_timestamp
 
@@ -83,6 +84,7 @@ class NetworkRecords:
         self._drivers: dict[str, NetworkDriver] = {}
         self._resolver = Resolver(config.state / "names")
         self._watched: socket.socket | None = None
+        self._policies: dict[str, PolicyRecord] = {}
         self._members: dict[str, dict[str, Plug]] = {}  # network id -> container id -> its endpoint
 
     # -- default networks ------------------------------------------------------------------------------------

@@ -9,14 +9,12 @@ In a running container's ``networks`` the first endpoint that has a way out is i
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import ipaddress
 import logging
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -32,10 +30,10 @@ from engine.model.container import Config as ContainerConfig
 from engine.model.container import Container, HostConfig, PortBinding
 from engine.model.network import EndpointIPAMConfig, EndpointSettings, NetworkRecord
 from engine.names import new_id
-from engine.networks import attachments, dns, explain, files, ipam, links, ports, sandbox
+from engine.networks import attachments, dns, files, ipam, links, ports, sandbox
 from engine.networks.attachments import Live, Plug
-from engine.networks.explain import Side
-from engine.networks.records import KIND, PREDEFINED, NetworkCreate, NetworkRecords, for_driver
+from engine.networks.oversight import Oversight
+from engine.networks.records import KIND, PREDEFINED, NetworkCreate, for_driver
 
 __all__ = ["Attachment", "NetworkCreate", "Networks"]
 
@@ -55,7 +53,7 @@ class Attachment:
     ports: Mapping[str, list[PortBinding] | None]
 
 
-class Networks(NetworkRecords):
+class Networks(Oversight):
     """The networks of this engine. One for each daemon; used on the event loop."""
 
     # -- start -----------------------------------------------------------------------------------------------
@@ -82,6 +80,7 @@ class Networks(NetworkRecords):
             _log.exception("names of running containers are not resolved")
         self._watch_resolver()
         await self._make_defaults(avoid)
+        await self._load_policies()
 
     def _reserve_pools(self, record: NetworkRecord) -> None:
         if record.config_only:
@@ -228,6 +227,12 @@ class Networks(NetworkRecords):
             self._release(live)
             raise
         self._watch_resolver()
+        if self._policies:
+            try:
+                await self._enforce()
+            except BaseException:
+                await self.detach(container)
+                raise
         for plug in live.plugs:
             await self._event(self._records[plug.network.id], "connect", container=container.id)
         attachment = self.attachment(container)
@@ -312,6 +317,7 @@ class Networks(NetworkRecords):
         return Live(
             container_id=container.id,
             container_name=container.name,
+            labels=container.config.labels or {},
             sandbox_id=sandbox_id,
             path=path,
             wanted=tuple(ports.plan(container.config, host_config)),
@@ -370,6 +376,8 @@ class Networks(NetworkRecords):
         except EngineError:
             _log.exception("a container's network is released only in part", extra={"container": container.id})
         self._release(live)
+        if self._policies:
+            await self._enforce()
         for plug in live.plugs:
             if (record := self._records.get(plug.network.id)) is not None:
                 await self._event(record, "disconnect", container=container.id)
@@ -437,6 +445,8 @@ class Networks(NetworkRecords):
             self._free_addresses([plug])
             raise
         self._watch_resolver()
+        if self._policies:
+            await self._enforce()
         await self._event(record, "connect", container=container.id)
         return self._settings(
             msgspec.structs.replace(container, networks={**container.networks, record.name: settings}), plug
@@ -464,59 +474,9 @@ class Networks(NetworkRecords):
         finally:
             self._leave_members(container.id, plug)
             self._free_addresses([plug])
+        if self._policies:
+            await self._enforce()
         await self._event(record, "disconnect", container=container.id)
-
-    # -- explaining ------------------------------------------------------------------------------------------
-
-    async def explain(self, source: str, target: str, port: int, protocol: str = "tcp") -> dict[str, Any]:
-        """Why ``source`` (a container, or ``host``) can or cannot reach ``target`` (a container, ``host``, or an
-        address), at ``port`` (0: any): ``{From, To, Port, Protocol, Reachable, Steps: [{Check, Ok, Detail, Fix}]}``."""
-        one, other = self._side(source), self._side(target, outside=True)
-        found = await self._workers.call(explain.between, one, other, port, protocol)
-        about = {"from": one.name, "to": other.name, "port": port, "protocol": protocol}
-        return explain.report(found, **about)
-
-    async def explain_port(self, number: int, protocol: str = "tcp") -> dict[str, Any]:
-        """Whose a port of the host is and whether it answers; as `explain`."""
-        holders = [
-            (self._side(live.container_id), port)
-            for live in self._live.values()
-            for port in live.published
-            if port.host_port == number and port.protocol == protocol
-        ]
-        found = await self._workers.call(explain.port, number, protocol, holders)
-        return explain.report(found, port=number, protocol=protocol)
-
-    def _side(self, ref: str, *, outside: bool = False) -> Side:
-        if ref == "host":
-            return Side(name="the host")
-        try:
-            container = self.find(ref)
-        except NotFound:
-            try:
-                address = str(ipaddress.ip_address(ref))
-            except ValueError:
-                raise NotFound(f"No such container: {ref}") from None
-            if not outside:
-                raise InvalidParameter(f"{ref}: the way is explained from a container, or from host") from None
-            owner = self._owner_of(address)
-            return self._side(owner) if owner else Side(name=address, address=address)
-        if container.state.status not in ("running", "paused"):
-            return Side(name=container.name, problem=f"is not running ({container.state.status})")
-        mode = container.host_config.network_mode
-        if mode.startswith("container:"):
-            other = self._side(mode.partition(":")[2])
-            return dataclasses.replace(other, name=container.name)
-        live = self._live.get(container.id)
-        return Side(name=container.name, path=live.path if live else None, live=live)
-
-    def _owner_of(self, address: str) -> str:
-        """The container that has an address."""
-        for live in self._live.values():
-            for plug in live.plugs:
-                if address in [str(each.ip) for each in (plug.endpoint.ipv4, plug.endpoint.ipv6) if each]:
-                    return live.container_id
-        return ""
 
     # -- names -----------------------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ def engine_network_drivers() -> Sequence[DriverDescription]:
             name="bridge",
             loader="engine_network_bridge.driver:BridgeDriver",
             summary="Containers on a Linux bridge of this host, behind NAT",
-            capabilities=frozenset({"sandbox", "publish"}),
+            capabilities=frozenset({"sandbox", "publish", "policy"}),
             options={
                 "userland-proxy": "Carry connections the kernel cannot, such as those to [::1] (default true)",
                 "ip-forward": "Turn the host's IP forwarding on when a network needs it (default true)",

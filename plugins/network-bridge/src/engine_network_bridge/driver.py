@@ -20,8 +20,8 @@ from pathlib import Path
 
 from engine import kernel, netlink
 from engine.drivers import DriverContext
-from engine.drivers.network import Endpoint, Finding, Joined, Network, NetworkDriver, PublishedPort
-from engine.errors import Conflict, EngineError, NotFound
+from engine.drivers.network import AddressPolicy, Endpoint, Finding, Joined, Network, NetworkDriver, PublishedPort
+from engine.errors import Conflict, EngineError, NotFound, NotSupported
 from engine.netlink import Netlink
 from engine_network_bridge import foreign, rules
 from engine_network_bridge.firewall import Firewall
@@ -47,7 +47,7 @@ class _Bridge:
 class BridgeDriver(NetworkDriver):
     """Containers of a network share a Linux bridge; the world outside is reached through NAT and published ports."""
 
-    capabilities = frozenset({"sandbox", "publish"})
+    capabilities = frozenset({"sandbox", "publish", "policy"})
 
     def __init__(self, context: DriverContext) -> None:
         super().__init__(context)
@@ -321,6 +321,17 @@ class BridgeDriver(NetworkDriver):
                 "a published port is taken by another process",
                 extra={"endpoint": endpoint_id, "port": held[endpoint_id][0][index], "error": os.strerror(number)},
             )
+
+    def set_policies(self, policies: Sequence[AddressPolicy]) -> None:
+        """Put the policies' sets and rules into the table; packets within one bridge are shown to it (br_netfilter)."""
+        if policies:
+            for name in ("iptables", "ip6tables"):
+                switch = Path(f"/proc/sys/net/bridge/bridge-nf-call-{name}")
+                if not switch.exists():
+                    raise NotSupported("network policies need br_netfilter in the kernel: modprobe br_netfilter")
+                if switch.read_text().strip() != "1":
+                    switch.write_text("1")
+        self._firewall.set_policies(policies)
 
     # -- looking --------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 
+from engine.drivers.network import AddressPolicy
 from engine_network_bridge import rules
 from engine_network_bridge.nftables import Nftables, NftablesError
 from engine_network_bridge.watch import TableWatch, count_rules
@@ -30,6 +31,7 @@ class Firewall:
         self._nftables: Nftables | None = None
         self._installed = False
         self._rules = 0
+        self._policies: list[AddressPolicy] = []
         self._watch: TableWatch | None = None
         self._networks: dict[str, list[rules.Element]] = {}
         self._ports: dict[str, list[rules.Element]] = {}
@@ -49,6 +51,18 @@ class Firewall:
     def remove_ports(self, endpoint_id: str) -> None:
         """Remove the endpoint's published ports."""
         self._set(self._ports, endpoint_id, ())
+
+    def set_policies(self, policies: Sequence[AddressPolicy]) -> None:
+        """Make these be the policies: the whole table in one transaction, when anything changes."""
+        with self._lock:
+            if list(policies) == self._policies:
+                return
+            before, self._policies = self._policies, list(policies)
+            try:
+                self._put()
+            except NftablesError:
+                self._policies = before
+                raise
 
     def restore(self, networks: Mapping[str, list[rules.Element]], ports: Mapping[str, list[rules.Element]]) -> None:
         """Make the table hold exactly these, in one transaction; connections under way go on."""
@@ -135,7 +149,7 @@ class Firewall:
 
     def _put(self) -> None:
         elements = {e for group in (self._networks, self._ports) for listed in group.values() for e in listed}
-        self._run(rules.table(self._name, elements, guard=self._guard()))
+        self._run(rules.table(self._name, elements, guard=self._guard(), policies=self._policies))
         self._installed = True
         self._rules = count_rules(self._name)
         if self._watch is None:

@@ -10,11 +10,11 @@ container that claim or seek such an address are dropped first.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, ip_address
 
-from engine.drivers.network import Network, PublishedPort
+from engine.drivers.network import AddressPolicy, Network, PublishedPort
 from engine_network_bridge.options import BridgeOptions
 
 __all__ = ["Element", "add", "delete", "network_elements", "port_elements", "table"]
@@ -88,7 +88,7 @@ _CHAINS = """\
 %s  }
   chain containers {
     ct state vmap { established : accept, related : accept, invalid : drop }
-    iifname . oifname @same accept
+%s    iifname . oifname @same accept
     iifname @internal drop
     oifname @internal drop
     ct status dnat accept
@@ -102,9 +102,12 @@ _CHAINS = """\
 """
 
 
-def table(name: str, elements: Iterable[Element], *, guard: bool = False) -> str:
+def table(
+    name: str, elements: Iterable[Element], *, guard: bool = False, policies: Sequence[AddressPolicy] = ()
+) -> str:
     """The command that makes the table, with ``elements``, new or in place of what is there, as one transaction.
 
+    A policy is one set of address pairs for each IP version, and one rule on it in front of what lets packets pass.
     ``guard`` drops forwarding that concerns no bridge of ours: for a host that did not forward before we made it.
     """
     by_set: dict[str, list[Element]] = {}
@@ -115,7 +118,22 @@ def table(name: str, elements: Iterable[Element], *, guard: bool = False) -> str
         found = by_set.get(key)
         content = f" elements = {{ {', '.join(map(str, sorted(found)))} }}" if found else ""
         lines.append(f"  {declaration}{content} }}")
-    lines.append(_CHAINS % ("    drop\n" if guard else "") + "}")
+    verdicts = []
+    for number, policy in enumerate(policies):
+        for version, any_source in ((4, "0.0.0.0/0"), (6, "::/0")):
+            pairs = [pair for pair in policy.pairs if (":" in pair[1]) == (version == 6)]
+            if not pairs:
+                continue
+            members = ", ".join(sorted(f"{source or any_source} . {target}" for source, target in pairs))
+            kind, family = f"ipv{version}_addr", "ip" if version == 4 else "ip6"
+            lines.append(
+                f"  set policy{number}v{version} {{ type {kind} . {kind}; flags interval; elements = {{ {members} }} }}"
+            )
+            match = f"{family} saddr . {family} daddr @policy{number}v{version}"
+            ports = ", ".join(f"{protocol} . {port}" for protocol, port in policy.ports)
+            match += f" meta l4proto . th dport {{ {ports} }}" if ports else ""
+            verdicts.append(f'    {match} {"accept" if policy.allow else "drop"} comment "{policy.name}"\n')
+    lines.append(_CHAINS % ("    drop\n" if guard else "", "".join(verdicts)) + "}")
     return "\n".join(lines) + "\n"
 
 
