@@ -487,9 +487,11 @@ def main() -> int:
 
 
 def write(text: str) -> None:
-    """Put the table into RESULTS.md; what was written below its notes' heading stays."""
+    """Put the table into RESULTS.md; rows not measured now stay, and so does all below the notes' heading."""
     path = Path(__file__).with_name("RESULTS.md")
-    notes = path.read_text().partition(NOTES)[2] if path.exists() else "\n"
+    before, _, notes = path.read_text().partition(NOTES) if path.exists() else ("", "", "\n")
+    rows = {line.split("|")[1]: line for line in (before + text).splitlines() if line.startswith("|")}
+    text = "\n".join(rows.values())
     head = "# Measured\n\n`python integration/bench/run.py --write`, medians, both daemons in one interleaved run.\n"
     load = f"Load of the machine ({os.cpu_count()} processors) at the end: {os.getloadavg()[0]:.1f}.\n\n"
     path.write_text(f"{head}{load}{text}\n\n{NOTES}{notes}")
