@@ -27,7 +27,7 @@ from engine.volumes.plan import check_tmpfs, plan
 from engine.workers import KeyedLocks, Workers
 
 if TYPE_CHECKING:
-    from engine.drivers.volume import Volume
+    from engine.drivers.volume import Volume, VolumeDriver
     from engine.events import Events
     from engine.model.image import Image
     from engine.platforms import Platform
@@ -377,16 +377,7 @@ class Volumes:
     async def _make(
         self, name: str, driver_name: str, options: Mapping[str, str] | None, labels: Mapping[str, str] | None
     ) -> VolumeRecord:
-        try:
-            driver = await self._workers.call(self._plugins.volume, driver_name)
-        except NotFound as error:
-            raise NotFound(f"create {name}: error looking up volume plugin {driver_name}: {error}") from None
-        admit = self._plugins.hooks.engine_volume_admit
-        await self._workers.call(admit, name=name, driver=driver_name, options=dict(options or {}))
-        try:
-            volume = await self._workers.call(driver.create, name, dict(options or {}))
-        except EngineError as error:
-            raise type(error)(f"create {name}: {error}") from None
+        driver, volume = await self._workers.call(self._make_in_driver, name, driver_name, dict(options or {}))
         record = VolumeRecord(
             name=name,
             driver=driver_name,
@@ -405,6 +396,18 @@ class Volumes:
         await self._events.publish("volume", "create", name, {"driver": driver_name})
         return record
 
+    def _make_in_driver(self, name: str, driver_name: str, options: dict[str, str]) -> tuple[VolumeDriver, Volume]:
+        """Everything about a new volume that may block, on one thread in one go."""
+        try:
+            driver = self._plugins.volume(driver_name)
+        except NotFound as error:
+            raise NotFound(f"create {name}: error looking up volume plugin {driver_name}: {error}") from None
+        self._plugins.hooks.engine_volume_admit(name=name, driver=driver_name, options=options)
+        try:
+            return driver, driver.create(name, options)
+        except EngineError as error:
+            raise type(error)(f"create {name}: {error}") from None
+
     async def _remove(self, record: VolumeRecord, *, force: bool = False, ignoring: str = "") -> None:
         """With the volume's lock held."""
         name = record.name
@@ -412,8 +415,7 @@ class Volumes:
         if users:
             raise Conflict(f"remove {name}: volume is in use - [{', '.join(users)}]")
         try:
-            driver = await self._workers.call(self._plugins.volume, record.driver)
-            await self._workers.call(driver.remove, name, deadline=_LONG)
+            await self._workers.call(lambda: self._plugins.volume(record.driver).remove(name), deadline=_LONG)
         except EngineError as error:
             if not force:
                 raise type(error)(f"remove {name}: {error}") from None
@@ -424,8 +426,9 @@ class Volumes:
 
     async def _size(self, record: VolumeRecord) -> int:
         try:
-            driver = await self._workers.call(self._plugins.volume, record.driver)
-            return await self._workers.call(driver.usage, record.name, deadline=_LONG)
+            return await self._workers.call(
+                lambda: self._plugins.volume(record.driver).usage(record.name), deadline=_LONG
+            )
         except EngineError:
             return -1
 
