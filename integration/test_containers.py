@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import http.client
 import io
 import json
 import os
+import pty
 import re
+import select
 import shutil
 import socket
+import struct
 import tarfile
+import termios
 import time
 import urllib.parse
 from collections.abc import Callable
@@ -627,3 +632,187 @@ def test_explain_says_what_isolates_limits_and_ended_a_container(engine: Client,
     ):
         assert re.search(line, text), (line, text)
     assert json.loads(engine("explain", "--format", "json", name).out)["State"][0] == {"What": "status", "Is": "exited"}
+
+
+# -- states, layers, limits, terminals ------------------------------------------------------------------------
+
+
+def state(client: Client, name: str) -> str:
+    return str(client.inspect(name)["State"]["Status"])
+
+
+def test_the_states_of_a_container_and_what_ps_says_of_them(cli: Client, name: str) -> None:
+    def listed(status: str) -> str:
+        return cli(
+            "ps", "-a", "--filter", f"status={status}", "--filter", f"name={name}", "--format", "{{.Status}}"
+        ).out
+
+    cli("create", "--name", name, "--restart", "always", "bb", "sleep", "99")
+    assert listed("created") == "Created\n"
+    cli("start", name)
+    assert listed("running").startswith("Up ")
+    cli("pause", name)
+    assert listed("paused").endswith("(Paused)\n")
+    pid = cli.inspect(name)["State"]["Pid"]
+    freezer = next((line for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines() if "freezer" in line), "")
+    if freezer:
+        path = Path("/sys/fs/cgroup/freezer" + freezer.split(":", 2)[2])
+        assert (path / "freezer.state").read_text() == "FROZEN\n"
+    cli("unpause", name)
+    assert listed("running").startswith("Up ")
+    cli("stop", "-t", "0", name)
+    assert listed("exited").startswith("Exited (137) ")
+    cli("rm", name)
+    cli("run", "-d", "--name", name, "--restart", "always", "bb", "sh", "-c", "exit 3")
+    wait_for(lambda: listed("restarting").startswith("Restarting (3) "), "the restart")
+    for status in ("removing", "dead"):
+        assert listed(status) == ""
+    assert "invalid" in cli("ps", "--filter", "status=nope", check=False).err
+    assert "invalid filter 'nope'" in cli("ps", "--filter", "nope=1", check=False).err
+
+
+def test_many_names_are_served_and_one_mistake_stops_none_of_them(cli: Client, name: str) -> None:
+    cli("create", "--name", name, "bb", "sleep", "99")
+    for command in ("start", "restart", "pause", "unpause", "stop", "rm"):
+        result = cli(command, *(("-t", "0") if command in ("restart", "stop") else ()), "nosuch", name, check=False)
+        assert (result.code, result.out) == (1, f"{name}\n")
+        assert "No such container: nosuch" in result.err
+
+
+def test_prune_asks_and_tells_what_went(cli: Client, name: str) -> None:
+    identifier = cli("create", "--name", name, "--label", f"of={name}", "bb", "true").out.strip()
+    only = ("--filter", f"label=of={name}")
+    assert "Are you sure" in cli("container", "prune", *only, input="n\n", check=False).out
+    result = cli("container", "prune", "-f", *only).out
+    assert result.startswith(f"Deleted Containers:\n{identifier}\n")
+    assert "Total reclaimed space: " in result
+
+
+def test_each_container_has_a_thin_layer_of_its_own_that_outlives_stops(cli: Client, name: str) -> None:
+    cli("run", "-d", "--name", name, "bb", "sleep", "99")
+    cli("exec", name, "touch", "/x")
+    cli("restart", "-t", "0", name)
+    assert cli("exec", name, "ls", "/x").out == "/x\n"
+    assert cli("diff", name).out == "A /x\n"
+    assert cli("run", "--rm", "bb", "ls", "/x", check=False).code == 1
+    assert cli.inspect(name)["RestartCount"] == 0
+    failed = cli(
+        "run", "--rm", "--read-only", "--tmpfs", "/tmp", "bb", "sh", "-c", "touch /tmp/ok && touch /x", check=False
+    )
+    assert "Read-only file system" in failed.err
+
+
+def test_init_is_the_first_process_and_reaps(cli: Client) -> None:
+    script = "sh -c 'sleep 0.1 & exit'; sleep 0.4; cat /proc/1/comm; cat /proc/[0-9]*/stat | grep -c ') Z '"
+    lines = cli("run", "--rm", "--init", "bb", "sh", "-c", script, check=False).out.split()
+
+    assert lines[0] != "sh"
+    assert lines[1] == "0"
+
+
+def test_update_changes_limits_and_policy_of_a_running_container(cli: Client, name: str) -> None:
+    cli("run", "-d", "--name", name, "-m", "64m", "bb", "sleep", "99")
+    cli(
+        "update", "-m", "96m", "--memory-swap", "128m", "--cpus", "0.5", "--pids-limit", "77", "--cpu-shares", "300",
+        "--cpuset-cpus", "0", "--restart", "on-failure:3", name,
+    )  # fmt: skip
+    host = cli.inspect(name)["HostConfig"]
+    assert host["RestartPolicy"] == {"Name": "on-failure", "MaximumRetryCount": 3}
+    assert (host["Memory"], host["NanoCpus"], host["PidsLimit"]) == (96 << 20, 500_000_000, 77)
+    pid = cli.inspect(name)["State"]["Pid"]
+    paths = dict(line.split(":", 2)[1:] for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines())
+    if "memory" not in paths:
+        pytest.skip("cgroup v2 is looked at in the virtual machine")
+    for controller, file, value in (
+        ("memory", "memory.limit_in_bytes", str(96 << 20)),
+        ("memory", "memory.memsw.limit_in_bytes", str(128 << 20)),
+        ("pids", "pids.max", "77"),
+        ("cpuset", "cpuset.cpus", "0"),
+    ):
+        assert Path(f"/sys/fs/cgroup/{controller}{paths[controller]}/{file}").read_text().strip() == value
+    assert "Minimum memory limit allowed is 6MB" in cli("update", "-m", "1m", name, check=False).err
+
+
+def test_stats_and_top_show_what_runs(cli: Client, daemon: Daemon, name: str) -> None:
+    cli("run", "-d", "--name", name, "-m", "64m", "bb", "sh", "-c", "while :; do :; done")
+    _, sample = request(daemon, "GET", f"/containers/{name}/stats?stream=false")
+    cpu, before = dict(sample["cpu_stats"]), dict(sample["precpu_stats"])  # type: ignore[call-overload]
+    used = cpu["cpu_usage"]["total_usage"] - before["cpu_usage"]["total_usage"]
+    assert used > 0.2 * 10**9
+    assert cpu["system_cpu_usage"] > before["system_cpu_usage"]
+    assert dict(sample["memory_stats"])["limit"] == 64 << 20  # type: ignore[call-overload]
+    assert "eth0" in dict(sample["networks"])  # type: ignore[call-overload]
+    table = cli("stats", "--no-stream", "--format", "{{.Name}} {{.PIDs}}", name).out
+    assert table == f"{name} 1\n"
+    assert "while :; do :; done" in cli("top", name).out
+
+
+class Terminal:
+    """A command in a pseudo-terminal: send keys, wait for text."""
+
+    def __init__(self, client: Client, *args: str) -> None:
+        self.seen = b""
+        self.pid, self.fd = pty.fork()
+        if self.pid == 0:
+            os.execve(client.argv()[0], client.argv(*args), client.environment)
+        fcntl.ioctl(self.fd, termios.TIOCSWINSZ, struct.pack("HHHH", 33, 77, 0, 0))
+
+    def send(self, data: bytes) -> None:
+        os.write(self.fd, data)
+
+    def expect(self, text: bytes) -> None:
+        deadline = time.monotonic() + 20
+        while text not in self.seen:
+            assert time.monotonic() < deadline, f"waited for {text!r}, saw {self.seen!r}"
+            if select.select([self.fd], [], [], 0.5)[0]:
+                try:
+                    self.seen += os.read(self.fd, 4096)
+                except OSError:
+                    assert text in self.seen, self.seen
+        self.seen = self.seen.partition(text)[2]
+
+    def wait(self) -> int:
+        try:
+            while os.read(self.fd, 4096):
+                pass
+        except OSError:
+            pass
+        os.close(self.fd)
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
+def test_a_terminal_has_its_size_is_left_by_its_keys_and_joined_again(cli: Client, name: str) -> None:
+    shell = Terminal(cli, "run", "-it", "--name", name, "bb", "sh")
+    shell.expect(b"# ")
+    shell.send(b"stty size; tty\r")
+    shell.expect(b"33 77")
+    shell.expect(b"/dev/pts/0")
+    shell.send(b"\x10\x11")  # ctrl-p ctrl-q
+    assert shell.wait() in (0, 1)
+    assert state(cli, name) == "running"
+
+    inside = Terminal(cli, "exec", "-it", name, "sh")
+    inside.expect(b"# ")
+    inside.send(b"exit 4\r")
+    assert inside.wait() == 4
+    assert state(cli, name) == "running"
+
+    again = Terminal(cli, "attach", "--detach-keys", "ctrl-x,x", name)
+    again.send(b"echo back-$((20+3))\r")
+    again.expect(b"back-23")
+    again.send(b"\x18x")
+    again.wait()
+    assert state(cli, name) == "running"
+    last = Terminal(cli, "attach", name)
+    last.send(b"exit 5\r")
+    assert last.wait() == 5
+
+
+def test_signals_are_passed_on_unless_told_otherwise(cli: Client, name: str) -> None:
+    script = "trap 'echo got; exit 5' TERM; echo ready; while :; do sleep 0.1; done"
+    process = cli.popen("run", "--name", name, "bb", "sh", "-c", script)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    process.send_signal(15)
+    assert process.communicate(timeout=20)[0] == b"got\n"
+    assert process.returncode == 5
