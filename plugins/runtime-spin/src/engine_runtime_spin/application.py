@@ -19,7 +19,7 @@ from wasmtime import _ffi as ffi
 from engine_runtime_spin import hosts
 from engine_runtime_spin.routes import Match, Router
 from engine_wasm_host import serving, wasi, wasi_http
-from engine_wasm_host.command import engine
+from engine_wasm_host.command import Loaded, engine
 from engine_wasm_host.server import HttpConnection, Request, Server, listen
 from engine_wasm_host.values import Err, Ok
 
@@ -32,7 +32,7 @@ _TIMEOUT = 60.0
 _BODY_LIMIT = 16 << 20
 
 
-def load(plan: dict[str, Any]) -> Callable[[], int]:
+def load(plan: dict[str, Any]) -> Loaded:
     """The application's server: code is mapped now, files and store are opened inside."""
     codes = {
         name: wasmtime.component.Component.deserialize_file(engine, component["code"])
@@ -42,11 +42,7 @@ def load(plan: dict[str, Any]) -> Callable[[], int]:
     }
     where = serving.address(plan["listen"], ("0.0.0.0", 80))  # noqa: S104 - the container's own namespace
 
-    def serve() -> int:
-        serving.start_clock()
-        return Server(listen(*where), _Application(plan, codes)).run()
-
-    return serve
+    return lambda: serving.serve(Server(listen(*where), _Application(plan, codes)))
 
 
 class _Application:

@@ -15,7 +15,7 @@ import wasmtime.component
 
 from engine_wasm_host import wasmtime_engine
 
-__all__ = ["TRAPPED", "load"]
+__all__ = ["TRAPPED", "Loaded", "load"]
 
 TRAPPED = 134  # what wasmtime's own command line exits with: 128 + SIGABRT
 _FOREVER = 1 << 62
@@ -56,18 +56,22 @@ def _store(plan: dict[str, Any]) -> wasmtime.Store:
     return store
 
 
-def load(plan: dict[str, Any]) -> Callable[[], int]:
+Loaded = Callable[[], Callable[[], int]]
+"""What a guest is once it is loaded: see `engine_wasm_host.guest.run`."""
+
+
+def load(plan: dict[str, Any]) -> Loaded:
     """What runs the guest and returns its exit code. The machine code is mapped now, while the host's files can be
     seen; everything else happens when it is called."""
     if plan["kind"] == "module":
         module = wasmtime.Module.deserialize_file(engine, plan["code"])
-        return lambda: _run_module(plan, module)
+        return lambda: lambda: _run_module(plan, module)
     component = wasmtime.component.Component.deserialize_file(engine, plan["code"])
     linker = wasmtime.component.Linker(engine)
     linker.add_wasip2()
     if any(name.startswith("wasi:http/") for name in plan["imports"]):
         linker.add_wasi_http()
-    return lambda: _run_component(plan, component, linker)
+    return lambda: lambda: _run_component(plan, component, linker)
 
 
 def _run_module(plan: dict[str, Any], module: wasmtime.Module) -> int:

@@ -42,12 +42,17 @@ def main(bundle: str, report: int) -> int:
     return run(plan, report, serving.load if plan["kind"] == "http" else command.load)
 
 
-def run(plan: dict[str, Any], report: int, load: Callable[[dict[str, Any]], Callable[[], int]]) -> int:
-    """Enclose this process, then run what ``load`` returned; never returns once the guest runs."""
+def run(plan: dict[str, Any], report: int, load: Callable[[dict[str, Any]], command.Loaded]) -> int:
+    """Enclose this process, then run what ``load`` returned; never returns once the guest runs.
+
+    ``load`` sees the host's files; what it returns is called inside the container and still with privileges, so that
+    it can bind any port, and returns what runs without them.
+    """
     try:
         sandbox.join_cgroups(plan["cgroups"])
-        guest = load(plan)
+        loaded = load(plan)
         sandbox.enclose(plan)
+        guest = loaded()
         sandbox.renounce(plan)
     except Exception as error:
         os.write(report, str(error).encode()[:4000])

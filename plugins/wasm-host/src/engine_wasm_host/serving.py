@@ -12,12 +12,12 @@ import wasmtime
 import wasmtime.component
 
 from engine_wasm_host import wasi, wasi_http
-from engine_wasm_host.command import engine
+from engine_wasm_host.command import Loaded, engine
 from engine_wasm_host.linking import Host, Linked
 from engine_wasm_host.server import HttpConnection, Request, Server, listen
 from engine_wasm_host.values import Call, current
 
-__all__ = ["Handler", "load", "start_clock"]
+__all__ = ["Handler", "load", "serve"]
 
 TICK = 0.1
 _HANDLER = "wasi:http/incoming-handler@"
@@ -93,7 +93,7 @@ def address(text: str, default: tuple[str, int]) -> tuple[str, int]:
     return host.strip("[]") or default[0], int(port)
 
 
-def load(plan: dict[str, Any]) -> Callable[[], int]:
+def load(plan: dict[str, Any]) -> Loaded:
     """The server of one component, at WASMTIME_HTTP_PROXY_SOCKET_ADDR or port 8080."""
     component = wasmtime.component.Component.deserialize_file(engine, plan["code"])
     environment = [(name, value) for name, value in plan["env"]]
@@ -104,9 +104,14 @@ def load(plan: dict[str, Any]) -> Callable[[], int]:
     handler = Handler(component, plan["exports"], host, memory=plan["memory"], timeout=60.0)
     where = address(dict(environment).get("WASMTIME_HTTP_PROXY_SOCKET_ADDR", ""), ("0.0.0.0", 8080))  # noqa: S104
 
-    def serve() -> int:
-        start_clock()
-        listener = listen(*where)
-        return Server(listener, handler).run()
+    return lambda: serve(Server(listen(*where), handler))
 
-    return serve
+
+def serve(server: Server) -> Callable[[], int]:
+    """What runs a server whose port is bound."""
+
+    def run() -> int:
+        start_clock()
+        return server.run()
+
+    return run
