@@ -106,3 +106,18 @@ def test_a_policy_forbids_by_label_and_says_so(cli: Client, net: str) -> None:
         assert explain(cli, "ex-web", "ex-db:80")[0]
     finally:
         cli("network", "policy", "rm", "ex-closed", "ex-api", check=False)
+
+
+def test_the_doctor_tells_what_the_outside_can_reach(cli: Client, net: str) -> None:
+    cli("run", "-d", "--name", "ex-p", "--network", net, "-p", "8079:80", "-p", "127.0.0.1:8084:81", "bb", *SERVE)
+
+    shown = cli("doctor").out
+    bridge = f"br-{json.loads(cli('network', 'inspect', net).out)[0]['Id'][:12]}"
+    subprocess.run(["ip", "link", "set", bridge, "down"], check=True)
+    sick = cli("doctor", check=False)
+    subprocess.run(["ip", "link", "set", bridge, "up"], check=True)
+
+    assert "0.0.0.0:8079/tcp is ex-p's 80: whoever reaches any address of this host reaches it" in shown
+    assert "127.0.0.1:8084/tcp is ex-p's 81: only this host reaches it" in shown
+    assert sick.code == 1
+    assert f"bridge {bridge} of {net} is down" in sick.out

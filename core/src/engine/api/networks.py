@@ -80,6 +80,10 @@ async def _explain(services: Services, request: Request) -> Response:
     return Response.json(body)
 
 
+async def _doctor(services: Services, request: Request) -> Response:
+    return Response.json(await services.networks.examine())
+
+
 async def _policies(services: Services, request: Request) -> Response:
     return Response.json([msgspec.to_builtins(policy) for policy in services.networks.policies()])
 
@@ -109,6 +113,7 @@ ROUTES = [
     Route("POST", "/networks/{ref}/disconnect", _disconnect),
     Route("DELETE", "/networks/{ref}", _remove),
     Route("GET", "/engine/networks/explain", _explain),
+    Route("GET", "/engine/networks/doctor", _doctor),
     Route("GET", "/engine/networks/policies", _policies),
     Route("POST", "/engine/networks/policies", _create_policy),
     Route("DELETE", "/engine/networks/policies/{name}", _remove_policy),

@@ -38,6 +38,7 @@ cp | copy | cp | Copy files/folders between a container and the local filesystem
 create | run | create | Create a new container
 debug | debug | debug | Get a shell with tools into a container or an image
 diff | containers | diff | Inspect changes to files or directories on a container's filesystem
+doctor | doctor | doctor | Say what about this host deserves attention
 events | events | events | Get real time events from the server
 explain | explain | explain | Say what isolates and limits a container and why it ended, or why it cannot reach another
 export | transfer | export | Export a container's filesystem as a tar archive

@@ -26,7 +26,7 @@ from engine.networks.attachments import Live, Plug
 from engine.networks.policies import denied_by
 from engine.networks.sockets import Listener, listeners, owners
 
-__all__ = ["Side", "between", "port", "report"]
+__all__ = ["Side", "between", "port", "report", "steps"]
 
 _T = TypeVar("_T")
 _PATIENCE = 2.0
@@ -46,13 +46,13 @@ class Side:
 
 def report(findings: Sequence[Finding], **about: object) -> dict[str, Any]:
     """The body of the API's answer; reachable when nothing is wrong."""
-    return {
-        **{key.capitalize(): value for key, value in about.items()},
-        "Reachable": all(finding.ok for finding in findings),
-        "Steps": [
-            {"Check": f.check, "Ok": f.ok, "Detail": f.detail, "Fix": f.fix} for f in findings
-        ],
-    }  # fmt: skip
+    body: dict[str, Any] = {key.capitalize(): value for key, value in about.items()}
+    return {**body, "Reachable": all(finding.ok for finding in findings), "Steps": steps(findings)}
+
+
+def steps(findings: Sequence[Finding]) -> list[dict[str, Any]]:
+    """Findings as the API shows them."""
+    return [{"Check": f.check, "Ok": f.ok, "Detail": f.detail, "Fix": f.fix} for f in findings]
 
 
 def between(

@@ -11,7 +11,7 @@ import msgspec
 
 from engine.drivers.network import AddressPolicy
 from engine.errors import AlreadyExists, InvalidParameter, NotFound
-from engine.networks import explain
+from engine.networks import doctor, explain
 from engine.networks.explain import Side
 from engine.networks.policies import KIND as POLICY
 from engine.networks.policies import Member, PolicyRecord, address_policies
@@ -89,6 +89,11 @@ class Oversight(NetworkRecords):
         found = await self._workers.call(explain.between, one, other, port, protocol, told)
         about = {"from": one.name, "to": other.name, "port": port, "protocol": protocol}
         return explain.report(found, **about)
+
+    async def examine(self) -> list[dict[str, Any]]:
+        """What about the host's networks deserves attention: ``[{Check, Ok, Detail, Fix}]``, what is wrong first."""
+        found = await self._workers.call(doctor.examine, list(self._records.values()), list(self._live.values()))
+        return explain.steps(found)
 
     async def explain_port(self, number: int, protocol: str = "tcp") -> dict[str, Any]:
         """Whose a port of the host is and whether it answers; as `explain`."""
