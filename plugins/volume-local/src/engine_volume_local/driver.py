@@ -4,7 +4,7 @@ On disk::
 
     <root>/<name>/_data            the volume, or the place something is mounted on
     <root>/<name>/options.json     only for volumes with options
-    <root>/.removed-<random>       being deleted; swept at start
+    <root>/.removed-<random>       being deleted, in the background; swept at start
     <state>/<name>/<consumer>      an empty file for each container using a volume that needs a mount
 
 Options are those of dockerd's local driver: ``type``, ``device`` and ``o`` as for mount(8), without which a volume is
@@ -20,6 +20,7 @@ import os
 import re
 import shutil
 import socket
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -84,8 +85,9 @@ class LocalVolumes(VolumeDriver):
 
     def __init__(self, context: DriverContext) -> None:
         super().__init__(context)
+        self._trash = _Trash()
         for path in context.root.glob(f"{_REMOVED}*"):
-            shutil.rmtree(path, ignore_errors=True)
+            self._trash.put(path)
 
     def create(self, name: str, options: Mapping[str, str]) -> Volume:
         _check_name(name)
@@ -115,14 +117,15 @@ class LocalVolumes(VolumeDriver):
         if not valid_name(name):
             return
         home = self._home(name)
-        self._detach(home / _DATA)
-        shutil.rmtree(self.context.state / name, ignore_errors=True)
+        if (home / _OPTIONS).exists():
+            self._detach(home / _DATA)
+            shutil.rmtree(self.context.state / name, ignore_errors=True)
         removed = self.context.root / f"{_REMOVED}{new_id()}"
         try:
             home.rename(removed)
         except FileNotFoundError:
             return
-        shutil.rmtree(removed)
+        self._trash.put(removed)
 
     def get(self, name: str) -> Volume:
         if not valid_name(name):
@@ -187,6 +190,32 @@ class LocalVolumes(VolumeDriver):
                 if error.errno != errno.EBUSY:
                     raise EngineError(f"failed to unmount local volume {path}: {error.strerror}") from None
                 kernel.umount(path, kernel.MNT_DETACH | kernel.UMOUNT_NOFOLLOW)
+
+
+class _Trash:
+    """Deletes what was renamed away, on a thread that is there while there is something to delete."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._paths: list[Path] = []
+        self._busy = False
+
+    def put(self, path: Path) -> None:
+        with self._lock:
+            self._paths.append(path)
+            if self._busy:
+                return
+            self._busy = True
+        threading.Thread(target=self._empty, name="volume-trash", daemon=True).start()
+
+    def _empty(self) -> None:
+        while True:
+            with self._lock:
+                if not self._paths:
+                    self._busy = False
+                    return
+                path = self._paths.pop()
+            shutil.rmtree(path, ignore_errors=True)  # what stays is tried again at the next start
 
 
 def _check_name(name: str) -> None:
