@@ -17,6 +17,7 @@ import msgspec
 
 from engine.content import Content
 from engine.errors import EngineError, InvalidParameter, NotFound
+from engine.images.artifacts import as_image, is_artifact
 from engine.images.changes import apply_changes
 from engine.images.inlet import receive
 from engine.images.preparing import Preparing
@@ -319,13 +320,11 @@ def _from_index(archive: _Archive, platform: Platform | None) -> Iterator[_Found
                 continue
             if entry is not chosen[0] and not all(archive.has_blob(blob.digest) for blob in (config, *layers)):
                 continue  # a platform that was left out
-            yield _Found(
-                archive.named_blob(config.digest, config.media_type),
-                [archive.named_blob(layer.digest, layer.media_type) for layer in layers],
-                manifest,
-                target,
-                _names(top),
-            )
+            config = archive.named_blob(config.digest, config.media_type)
+            layers = [archive.named_blob(layer.digest, layer.media_type) for layer in layers]
+            if is_artifact(config):
+                config, layers = as_image(archive.content, manifest)
+            yield _Found(config, layers, manifest, target, _names(top))
 
 
 def _keep(archive: _Archive, entry: Descriptor) -> None:
@@ -474,6 +473,11 @@ def _whole_index(images: Images, name: Reference, contents: Contents) -> Descrip
     target = found.target if found is not None else None
     if target is None or target.media_type not in _INDEXES:
         return None
+    return _whole(images, target, contents)
+
+
+def _whole(images: Images, target: Descriptor, contents: Contents) -> Descriptor | None:
+    """A manifest or index with all that it consists of; None when some of it is missing."""
     blobs: dict[str, int] = {}
     pending = [target]
     while pending:
@@ -494,7 +498,8 @@ def _manifest_of(images: Images, record: ImageRecord, contents: Contents) -> Des
     own = record.manifest
     if own is not None and images.content.has(own.digest):
         contents.blobs[own.digest] = own.size
-        return Descriptor(media_type=own.media_type, digest=own.digest, size=own.size)
+        whole = _whole(images, own, contents)  # of an artifact more than the layers made of it
+        return whole or Descriptor(media_type=own.media_type, digest=own.digest, size=own.size)
     raw = manifest(msgspec.structs.replace(record.config_blob, media_type=OCI_CONFIG), record.layers)
     digest = sha256(raw)
     contents.files[_blob_path(digest)] = raw

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from engine.errors import EngineError, InvalidParameter, NotFound, NotSupported
+from engine.images.artifacts import as_image, is_artifact
 from engine.layers.tar import BLOCK
 from engine.model.image import Descriptor
 from engine.names import Reference, parse_reference, sha256, short_id
@@ -306,17 +307,22 @@ class Transfers:
             await self._verify(wanted, target.descriptor)
             progress(message(f"Pulling from {wanted.path}", wanted.digest or wanted.tag or ""))
             manifest = await self._for_platform(repository, target, platform)
-            config = await self._fetch_config(repository, manifest, platform, wanted, progress)
-            await self._fetch_layers(repository, manifest, config, progress)
-            progress(message(f"Digest: {target.descriptor.digest}"))
             assert manifest.config is not None, "an index was resolved to a manifest"
+            if is_artifact(manifest.config):
+                await self._workers.call(self._fetch_small, repository, manifest.config, deadline=None)
+                config_blob, layers = await self._fetch_artifact(repository, manifest, progress)
+            else:
+                config = await self._fetch_config(repository, manifest, platform, wanted, progress)
+                await self._fetch_layers(repository, manifest, config, progress)
+                config_blob, layers = manifest.config, list(manifest.layers)
+            progress(message(f"Digest: {target.descriptor.digest}"))
             known = wanted.with_digest(target.descriptor.digest)
             references = [(known, target.descriptor)]
             if not wanted.digest:
                 references.insert(0, (wanted, target.descriptor))
             image = await self._records.add(
-                config=manifest.config,
-                layers=list(manifest.layers),
+                config=config_blob,
+                layers=layers,
                 manifest=manifest.descriptor,
                 references=references,
             )
@@ -404,8 +410,6 @@ class Transfers:
         """Fetch the config and check that the image can be used here, before any layer is downloaded."""
         descriptor = manifest.config
         assert descriptor is not None, "an index was resolved to a manifest"
-        if descriptor.media_type not in _CONFIG_TYPES:
-            raise NotSupported(f"unsupported media type {descriptor.media_type}")
         for layer in manifest.layers:
             compression(layer)
         await self._workers.call(self._fetch_small, repository, descriptor, deadline=None)
@@ -437,6 +441,33 @@ class Transfers:
         if sha256(data) != descriptor.digest:
             raise InvalidParameter(f"image config verification failed for digest {descriptor.digest}")
         self._content.put(data, descriptor.media_type)
+
+    async def _fetch_artifact(
+        self, repository: Repository, manifest: Manifest, progress: Progress
+    ) -> tuple[Descriptor, list[Descriptor]]:
+        """Fetch everything of an artifact but its config; config and layers of what the engine makes of it."""
+        for layer in manifest.layers:
+            if layer.urls:
+                raise NotSupported(f"blob {layer.digest} is to be fetched from elsewhere, which is not supported")
+
+        async def fetch(blob: Descriptor) -> None:
+            bar = Bar(progress, short_id(blob.digest), blob.size)
+            if await self._workers.call(self._content.has, blob.digest):
+                bar.say("Already exists")
+                return
+            await self._download(repository, blob, bar)
+            bar.say("Pull complete")
+
+        try:
+            await _together(fetch(blob) for blob in {blob.digest: blob for blob in manifest.layers}.values())
+        finally:
+            for blob in manifest.layers:
+                await self._workers.call(self._records.preparing.drop, blob.digest, deadline=None)
+        config_blob, layers = await self._workers.call(as_image, self._content, manifest.descriptor, deadline=None)
+        config = await self._workers.call(self._records.config, config_blob)
+        for index, blob in enumerate(layers):
+            await self._records.unpack_layer(config.diff_ids, index, blob)
+        return config_blob, layers
 
     async def _fetch_layers(
         self, repository: Repository, manifest: Manifest, config: ImageConfig, progress: Progress
