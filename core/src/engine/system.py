@@ -182,7 +182,12 @@ class System:
         found: dict[str, dict[str, Any]] = {}
         for name in self._plugins.names("runtime"):
             entry = custom.get(name)
-            found[name] = dict(entry) if entry is not None else {"path": name}
+            if entry is not None:
+                found[name] = dict(entry)
+                continue
+            found[name] = {"path": name}
+            aliases = self._plugins.describe("runtime", name).aliases
+            found |= {alias: {"path": name} for alias in aliases if alias.startswith("io.containerd.")}
         return found
 
     def _security_options(self) -> list[str]:
