@@ -197,3 +197,52 @@ def test_the_filter_follows_the_capabilities_granted_before():
 
 def test_it_runs_after_the_other_plugins():
     assert seccomp.engine_oci_spec.engine_impl["trylast"] is True
+
+
+def test_the_filter_is_compiled_once_and_the_users_own_program_is_dropped():
+    pytest.importorskip("ctypes")
+    from types import SimpleNamespace
+
+    from engine_security_seccomp import compiled
+
+    def spec_of(**options):
+        spec = {
+            "process": {"capabilities": {"bounding": sorted(DEFAULT_CAPS)}},
+            "linux": {},
+            "annotations": {"run.oci.seccomp_bpf_data": "AAAA", "mine": "x"},
+        }
+        seccomp.engine_oci_spec(SimpleNamespace(host_config=HostConfig(**options)), spec)
+        return spec
+
+    unconfined = spec_of(security_opt=["seccomp=unconfined"])
+    assert unconfined["annotations"] == {"mine": "x"}
+    found = spec_of()
+    assert found["linux"]["seccomp"]["defaultAction"] == "SCMP_ACT_ERRNO"
+    if compiled._library() is not None:
+        assert len(found["annotations"]["run.oci.seccomp_bpf_data"]) > 1000
+        before = compiled._program.cache_info().misses
+        assert spec_of()["annotations"] == found["annotations"]
+        assert compiled._program.cache_info().misses == before
+
+
+@pytest.mark.parametrize("extra", [{"flags": ["SECCOMP_FILTER_FLAG_LOG"]}, {"listenerPath": "/x"}])
+def test_what_only_the_runtime_can_do_is_left_to_it(extra):
+    from engine_security_seccomp.compiled import program
+
+    assert program({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": []} | extra) is None
+
+
+def test_a_profile_for_the_whole_daemon_replaces_the_builtin_one(tmp_path):
+    path = tmp_path / "p.json"
+    path.write_text('{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": []}')
+    try:
+        seccomp.engine_configure({"profile": str(path)})
+        assert seccomp._wanted(HostConfig()) == path.read_text()
+        assert seccomp._wanted(HostConfig(privileged=True)) == "unconfined"
+        path.write_text("not json")
+        with pytest.raises(InvalidParameter, match="Decoding seccomp profile failed"):
+            seccomp.engine_configure({"profile": str(path)})
+        with pytest.raises(InvalidParameter, match="opening seccomp profile"):
+            seccomp.engine_configure({"profile": "/nosuch"})
+    finally:
+        seccomp.engine_configure({})

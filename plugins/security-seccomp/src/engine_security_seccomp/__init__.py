@@ -19,6 +19,7 @@ _UNCONFINED = "unconfined"
 _BUILTIN = frozenset(("builtin", "default", ""))
 _KERNEL_SUPPORT = "/proc/sys/kernel/seccomp"
 _LIMIT = 4 << 20
+_COMPILED = "run.oci.seccomp_bpf_data"  # crun's annotation; see `engine_security_seccomp.compiled`
 
 
 class _Default:
@@ -69,9 +70,12 @@ def engine_container_admit(request: ContainerRequest) -> None:
 @hookimpl(trylast=True)
 def engine_oci_spec(container: Container, spec: MutableMapping[str, Any]) -> None:
     """Add the filter, resolved for the capabilities the container was given: therefore last."""
+    annotations = spec.get("annotations", {})
+    annotations.pop(_COMPILED, None)  # only ours counts
     wanted = _wanted(container.host_config)
     if wanted == _UNCONFINED or not os.path.exists(_KERNEL_SUPPORT):
         return
+    from engine_security_seccomp.compiled import program
     from engine_security_seccomp.profile import builtin, machine, parse, resolve
 
     bounding = frozenset(spec["process"].get("capabilities", {}).get("bounding", ()))
@@ -79,6 +83,9 @@ def engine_oci_spec(container: Container, spec: MutableMapping[str, Any]) -> Non
     seccomp = resolve(profile, bounding, *machine())
     if seccomp is not None:
         spec["linux"]["seccomp"] = seccomp
+        compiled = program(seccomp)
+        if compiled is not None:
+            spec.setdefault("annotations", {})[_COMPILED] = compiled
 
 
 def _wanted(host_config: HostConfig) -> str:
