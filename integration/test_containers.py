@@ -816,3 +816,31 @@ def test_signals_are_passed_on_unless_told_otherwise(cli: Client, name: str) -> 
     process.send_signal(15)
     assert process.communicate(timeout=20)[0] == b"got\n"
     assert process.returncode == 5
+
+
+def test_update_mounts_further_paths_into_a_running_container_for_good(
+    engine: Client, name: str, tmp_path: Path
+) -> None:
+    (tmp_path / "dir").mkdir()
+    (tmp_path / "dir" / "file").write_text("from the host\n")
+    engine("run", "-d", "--name", name, "bb", "sh", "-c", "ln -s /etc /tmp/link; sleep 99")
+    engine("update", "-v", f"{tmp_path}/dir:/new/place:ro", "-v", f"{tmp_path}/dir/file:/tmp/link/one", name)
+
+    read = ("sh", "-c", "cat /new/place/file /etc/one; touch /new/place/x")
+    for _ in range(2):
+        seen = engine("exec", name, *read, check=False)
+        assert seen.out == "from the host\nfrom the host\n"
+        assert "Read-only file system" in seen.err
+        engine("restart", "-t", "0", name)
+    assert [mount["Destination"] for mount in engine.inspect(name)["Mounts"]] == ["/new/place", "/tmp/link/one"]
+    assert "Duplicate mount point" in engine("update", "-v", "/tmp:/new/place", name, check=False).err
+    assert "does not exist" in engine("update", "-v", "/no/such:/x", name, check=False).err
+    assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
+
+
+def test_update_changes_nothing_but_limits_and_policy(daemon: Daemon, docker: Client, name: str) -> None:
+    docker("create", "--name", name, "bb", "true")
+    body = json.dumps({"Memory": 64 << 20, "MemorySwap": -1, "Privileged": True, "PidMode": "host"}).encode()
+    assert request(daemon, "POST", f"/containers/{name}/update", body)[0] == 200
+    host = docker.inspect(name)["HostConfig"]
+    assert (host["Memory"], host["Privileged"], host["PidMode"]) == (64 << 20, False, "")

@@ -35,6 +35,7 @@ MNT_FORCE = 1
 MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
 
+_CLONE_FS = 0x00000200
 CLONE_NEWNS = 0x00020000
 CLONE_NEWCGROUP = 0x02000000
 CLONE_NEWUTS = 0x04000000
@@ -63,6 +64,8 @@ _AT_EMPTY_PATH = 0x1000
 _AT_RECURSIVE = 0x8000
 _MOVE_MOUNT_F_EMPTY_PATH = 4
 _MOUNT_ATTR_IDMAP = 0x100000
+_MOUNT_ATTR_RDONLY = 1
+_MOVE_MOUNT_T_EMPTY_PATH = 0x40
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
@@ -181,29 +184,47 @@ def idmapped(path: str | os.PathLike[str], user_namespace: int, *, recursive: bo
     return tree
 
 
-def open_tree(path: str | os.PathLike[str]) -> int:
-    """A detached copy of the mount at ``path`` (of that directory alone); for `move_mount`, in whatever namespace."""
-    return _check(
+def open_tree(path: str | os.PathLike[str], *, read_only: bool = False) -> int:
+    """A detached, private copy of ``path`` and the mounts below it; for `move_mount`, in whatever namespace."""
+    tree = _check(
         _libc.syscall(
             ctypes.c_long(_SYS_OPEN_TREE),
             ctypes.c_int(-100),
             ctypes.c_char_p(os.fsencode(path)),
-            ctypes.c_uint(_OPEN_TREE_CLONE | os.O_CLOEXEC),
+            ctypes.c_uint(_OPEN_TREE_CLONE | _AT_RECURSIVE | os.O_CLOEXEC),
         ),
         path,
     )
+    attributes = _MountAttributes(_MOUNT_ATTR_RDONLY if read_only else 0, 0, MS_PRIVATE, 0)
+    try:
+        _check(
+            _libc.syscall(
+                ctypes.c_long(_SYS_MOUNT_SETATTR),
+                ctypes.c_int(tree),
+                ctypes.c_char_p(b""),
+                ctypes.c_uint(_AT_EMPTY_PATH | _AT_RECURSIVE),
+                ctypes.byref(attributes),
+                ctypes.c_size_t(ctypes.sizeof(attributes)),
+            ),
+            path,
+        )
+    except OSError:
+        os.close(tree)
+        raise
+    return tree
 
 
-def move_mount(tree: int, target: str | os.PathLike[str]) -> None:
-    """move_mount(2): attach a detached mount at ``target``."""
+def move_mount(tree: int, target: str | os.PathLike[str] | int) -> None:
+    """move_mount(2): attach a detached mount at ``target``, a path or a descriptor."""
+    by_descriptor = isinstance(target, int)
     _check(
         _libc.syscall(
             ctypes.c_long(_SYS_MOVE_MOUNT),
             ctypes.c_int(tree),
             ctypes.c_char_p(b""),
-            ctypes.c_int(-100),
-            ctypes.c_char_p(os.fsencode(target)),
-            ctypes.c_uint(_MOVE_MOUNT_F_EMPTY_PATH),
+            ctypes.c_int(target if isinstance(target, int) else -100),
+            ctypes.c_char_p(b"" if isinstance(target, int) else os.fsencode(target)),
+            ctypes.c_uint(_MOVE_MOUNT_F_EMPTY_PATH | (_MOVE_MOUNT_T_EMPTY_PATH if by_descriptor else 0)),
         ),
         target,
     )
@@ -223,6 +244,8 @@ def in_namespace(path: str | os.PathLike[str], function: Callable[[], _T], kind:
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             try:
+                if kind == CLONE_NEWNS:
+                    unshare(_CLONE_FS)  # the kernel lets nobody in who shares root and directory with others
                 setns(fd, kind)
             finally:
                 os.close(fd)

@@ -13,6 +13,7 @@ from engine.api.router import Request, Response, Route
 from engine.api.websocket import Bridge, accept_key
 from engine.containers import commit as container_commit
 from engine.containers import files as container_files
+from engine.containers import livemounts
 from engine.containers import stats as container_stats
 from engine.containers.attach import check as check_attachable
 from engine.containers.attach import parse_keys
@@ -208,6 +209,8 @@ def terminal_size(request: Request) -> tuple[int, int]:
 async def update(services: Services, request: Request) -> Response:
     """POST /containers/{ref}/update."""
     changes = await request.json(HostConfig)
+    if changes.binds:  # ours: dockerd ignores them
+        await livemounts.add(services.containers, request.params["ref"], changes.binds)
     return Response.json({"Warnings": await services.containers.update(request.params["ref"], changes)})
 
 

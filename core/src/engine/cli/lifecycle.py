@@ -103,6 +103,8 @@ def update(session: Session, flags: Flags) -> None:
     if not flags.values:
         raise Failure("you must provide one or more flags when using this command")
     body: dict[str, Any] = {field: flags[name] for name, field in names.items() if flags.changed(name)}
+    if flags["volume"]:
+        body["Binds"] = flags["volume"]
     if flags.changed("restart"):
         from engine.cli.run_options import restart_policy
 
@@ -155,5 +157,6 @@ m memory bytes Memory limit
 - memory-swap swap Swap limit equal to memory plus swap: -1 to enable unlimited swap
 - pids-limit int Tune container pids limit (set -1 for unlimited)
 - restart string Restart policy to apply when a container exits
+v volume list Mount a path of the host as well (HOST:CONTAINER[:ro]), at once if the container runs
 """, arguments=(1, None)),
 }  # fmt: skip

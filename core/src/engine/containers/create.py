@@ -317,6 +317,11 @@ def _check_namespaces(config: Config, host_config: HostConfig) -> None:
         raise InvalidParameter(f"invalid IPC mode: {host_config.ipc_mode}")
     if host_config.uts_mode not in ("", "host"):
         raise InvalidParameter(f"invalid UTS mode: {host_config.uts_mode}")
+    if host_config.userns_mode.partition(":")[0] in ("auto", "private"):
+        raise InvalidParameter(
+            f"user namespace mode {host_config.userns_mode} is not supported yet: containers share the host's user "
+            "namespace; give them a user of their own (--user) and no-new-privileges instead"
+        )
     if host_config.userns_mode not in ("", "host"):
         raise InvalidParameter(f"invalid user namespace mode: {host_config.userns_mode}")
     if host_config.cgroupns_mode not in ("", "host", "private"):
@@ -387,6 +392,25 @@ def supported(host_config: HostConfig, host: Host) -> HostConfig:
     if host.blkio_weight or not (host_config.blkio_weight or host_config.blkio_weight_device):
         return host_config
     return msgspec.structs.replace(host_config, blkio_weight=0, blkio_weight_device=[])
+
+
+UPDATABLE = (
+    "blkio_weight",
+    "cpu_period",
+    "cpu_quota",
+    "cpu_realtime_period",
+    "cpu_realtime_runtime",
+    "cpu_shares",
+    "cpuset_cpus",
+    "cpuset_mems",
+    "memory",
+    "memory_reservation",
+    "memory_swap",
+    "nano_cpus",
+    "pids_limit",
+    "restart_policy",
+)
+"""What ``docker update`` changes; all else of a `HostConfig` in its body is ignored, as dockerd ignores it."""
 
 
 def effective(changes: HostConfig, given: Sequence[str], current: HostConfig) -> HostConfig:

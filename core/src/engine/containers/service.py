@@ -807,7 +807,7 @@ class Containers(ContainerRecords):
                     "Restart policy cannot be updated because AutoRemove is enabled for the container"
                 )
             default = HostConfig()
-            given = [f for f in HostConfig.__struct_fields__ if getattr(changes, f) != getattr(default, f)]
+            given = [name for name in container_create.UPDATABLE if getattr(changes, name) != getattr(default, name)]
             host_config = container_create.effective(changes, given, container.host_config)
             resources.validate(host_config, self.settings.host, update=True)
             if container.state.status in ("running", "paused") and set(given) - {"restart_policy"}:
