@@ -289,3 +289,10 @@ def test_a_plugin_that_cannot_follow_its_configuration_stops_the_daemon(make: Ca
         make(("one", Configured()), options={"one": {"wrong": True}})
     with pytest.raises(PluginError, match="plugin one: RuntimeError: boom"):
         make(("one", Configured()), options={"one": {"broken": True}})
+
+
+def test_a_required_plugin_that_is_missing_or_broken_is_an_error(make: Callable[..., Plugins]) -> None:
+    found = make(("good", Configured()))
+    found.require(["good"])
+    with pytest.raises(PluginError, match="required plugin policy is not installed"):
+        found.require(["good", "policy"])

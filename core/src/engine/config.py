@@ -99,6 +99,9 @@ class Config:
     features: Mapping[str, object] = _option({}, "Enable feature in the daemon", flag="feature", reload=True)
     insecure_tcp: bool = _option(False, "Serve plain TCP beyond loopback: whoever reaches it is root on this host")
     disabled_plugins: tuple[str, ...] = _option((), "Plugins not to load, by name", flag="disable-plugin")
+    required_plugins: tuple[str, ...] = _option(
+        (), "Plugins without which the daemon does not start, by name", flag="require-plugin"
+    )
     plugin_options: Mapping[str, Any] = _option({}, "Options of drivers: name -> key -> value", flag="", kind="json")
     metrics_addr: str = _option("", "Set address and port to serve the metrics api on", refused="not served yet")
     # -- runtimes and containers' defaults -------------------------------------------------------------------

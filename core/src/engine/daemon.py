@@ -204,6 +204,7 @@ class Daemon:
         undo.push_async_callback(workers.close)
         events = Events(store)
         plugins = discover(_plugin_settings(settings))
+        plugins.require(settings.required_plugins)
         launcher = Launcher()
         undo.push_async_callback(launcher.stop)
         images = Images(config=settings, store=store, events=events, workers=workers, plugins=plugins)

@@ -431,6 +431,14 @@ class Plugins:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         return root, state
 
+    def require(self, names: Iterable[str]) -> None:
+        """Raise `PluginError` unless every plugin named is there and works: what must never be missing unnoticed."""
+        states = {plugin.name: (plugin.state, plugin.error) for plugin in self._plugins}
+        for name in names:
+            state, error = states.get(name, ("not installed", ""))
+            if state != "enabled":
+                raise PluginError(f"required plugin {name} is {state}{': ' + error if error else ''}")
+
     # -- reports --------------------------------------------------------------------------------------------
 
     def report(self) -> list[PluginReport]:
