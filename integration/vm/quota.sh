@@ -1,7 +1,7 @@
 #!/bin/sh
-# The limits of the local volume driver, in a VM whose kernel has project quotas:
+# The limits of the local volume driver, in a VM whose kernel has project quotas (Debian's own; the UML one has none):
 #
-#   VMLAB_UML=.../vmlab/uml vmlab run --cpus 1 --timeout 240 --share . -- sh integration/vm/quota.sh
+#   vmlab run --kernel qemu --cpus 1 --timeout 400 --share . -- sh integration/vm/quota.sh
 set -eu
 cd "$(dirname "$0")/../.."
 export PYTHONDONTWRITEBYTECODE=1

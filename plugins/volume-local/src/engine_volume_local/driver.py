@@ -21,6 +21,7 @@ import re
 import shutil
 import socket
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -39,6 +40,7 @@ __all__ = ["LocalVolumes"]
 _DATA = "_data"
 _OPTIONS = "options.json"
 _REMOVED = ".removed-"
+_LINGER = 0.2  # seconds before deleting begins: whoever removed a volume gets the answer first
 _KNOWN = ("type", "o", "device", "size")
 _REQUIRED = {"device": ("type",), "type": ("device",), "o": ("device", "type")}
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([kmgtp])?i?b?", re.IGNORECASE)
@@ -210,12 +212,14 @@ class _Trash:
 
     def _empty(self) -> None:
         while True:
+            time.sleep(_LINGER)
             with self._lock:
-                if not self._paths:
+                paths, self._paths = self._paths, []
+                if not paths:
                     self._busy = False
                     return
-                path = self._paths.pop()
-            shutil.rmtree(path, ignore_errors=True)  # what stays is tried again at the next start
+            for path in paths:
+                shutil.rmtree(path, ignore_errors=True)  # what stays is tried again at the next start
 
 
 def _check_name(name: str) -> None:
