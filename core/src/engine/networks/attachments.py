@@ -23,7 +23,7 @@ from engine.netlink import Netlink, add_address
 from engine.networks import sandbox
 from engine.networks.dns import Description, Resolver, describe
 
-__all__ = ["Live", "Plug", "add", "detach", "disconnect", "names_of", "restorable", "set_up"]
+__all__ = ["Live", "Plug", "add", "detach", "disconnect", "names_of", "rejoin", "restorable", "set_up"]
 
 _SIOCGIFHWADDR = 0x8927
 
@@ -136,6 +136,21 @@ def add(live: Live, plug: Plug, resolver: Resolver) -> None:
     except BaseException:
         disconnect(live, plug, resolver)
         raise
+
+
+def rejoin(live: Live) -> list[str]:
+    """After a crash: connect again what a running container is recorded to be connected to and is not, because the
+    daemon died in the midst of a disconnect; returns the names of those networks."""
+    if live.path is None or not sandbox.exists(live.path):
+        return []
+    found = kernel.in_namespace(live.path, _interfaces_here)
+    lost = [plug for plug in live.plugs if plug.joined is not None and plug.endpoint.mac not in ("", *found)]
+    for plug in lost:
+        used = set(found.values())
+        plug.interface = next(name for number in range(len(used) + 1) if (name := f"eth{number}") not in used)
+        _connect(live, plug)
+        found[plug.endpoint.mac] = plug.interface
+    return [plug.name for plug in lost]
 
 
 def _route_through(live: Live, gateway: Plug) -> None:

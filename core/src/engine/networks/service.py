@@ -73,6 +73,12 @@ class Networks(Oversight):
         for swept in await self._workers.call(sandbox.sweep, self.sandboxes, keep):
             _log.info("removed a left-over sandbox", extra={"sandbox": swept})
         await self._restore_drivers()
+        for live in self._live.values():
+            try:
+                if names := await self._workers.call(attachments.rejoin, live):
+                    _log.warning("connected again", extra={"container": live.container_id, "networks": " ".join(names)})
+            except (EngineError, OSError):
+                _log.exception("a container cannot be connected again", extra={"container": live.container_id})
         served = {live.sandbox_id: text for live in self._live.values() if (text := attachments.names_of(live))}
         try:
             await self._workers.call(self._resolver.restore, served)
