@@ -49,6 +49,17 @@ def test_a_damaged_entry_is_compiled_again(tmp_path: Path) -> None:
     assert AotCache(tmp_path / "aot").compiled(fd).code.read_bytes() == good
 
 
+def test_what_was_used_longest_ago_makes_room(tmp_path: Path) -> None:
+    cache = AotCache(tmp_path / "aot", limit=1)
+    first = cache.compiled(module(tmp_path / "m.wasm")).code
+
+    second = cache.compiled(module(tmp_path / "n.wasm", START + b"\0\2\1x")).code
+
+    assert not first.exists()
+    assert second.exists()
+    assert cache.compiled(module(tmp_path / "m.wasm")).code.exists()
+
+
 @pytest.mark.parametrize("data", [START[:-3], b"\0asm\1\0\0\0garbage", b"\0asm\x0d\0\1\0\xff"])
 def test_what_is_no_module_is_refused_with_the_compilers_words(tmp_path: Path, data: bytes) -> None:
     with pytest.raises(InvalidParameter, match="not a valid WebAssembly module: "):

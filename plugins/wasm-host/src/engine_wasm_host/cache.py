@@ -6,7 +6,8 @@
 
 wasmtime trusts machine code blindly, so it never comes from an image: only from our own compiler child. Code is checked
 against its digest when this daemon first uses it and whenever the file has changed since; what does not match is
-compiled again. Files are complete before they have their name, so a crash leaves nothing half-made that is used.
+compiled again. Code nobody used for long is given up when the cache is larger than 4 GiB; running containers keep what
+they have mapped. Files are complete before they have their name, so a crash leaves nothing half-made that is used.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ _SETTINGS = "e1"  # engine_wasm_host.wasmtime_engine.SETTINGS, which cannot be i
 _COMPILE_TIMEOUT = 900.0
 _SETTLED_NS = 2_000_000_000  # a file changed since could change again without its times telling
 _CHUNK = 1 << 20
+_LARGEST = 4 << 30  # bytes of machine code kept; what was used longest ago goes first
 
 
 class _Description(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,8 +73,9 @@ class AotCache:
     """The cache below ``root``. Methods block for as long as a compilation takes; one module is compiled once, however
     many ask for it."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, limit: int = _LARGEST) -> None:
         self._root = root
+        self._limit = limit
         self._seen = root / "seen"
         self._seen.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._locks: dict[str, threading.Lock] = {}
@@ -130,6 +133,7 @@ class AotCache:
             status = code.stat()
             identity = (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
             if self._checked.get(code) == identity:
+                os.utime(directory / f"{self._name}.json")
                 return self._known[digest]
             described = msgspec.json.decode((directory / f"{self._name}.json").read_bytes(), type=_Description)
         except FileNotFoundError:
@@ -149,6 +153,22 @@ class AotCache:
             exports=tuple(described.exports),
         )
         return self._known[digest]
+
+    def _make_room(self, keep: str) -> None:
+        entries = []
+        for code in self._root.glob("*/*.cwasm"):
+            try:
+                used = code.with_name(code.name.removesuffix(".cwasm") + ".json").stat().st_mtime_ns
+                entries.append((used, code.parent, code.stat().st_size))
+            except FileNotFoundError:
+                continue
+        total = sum(size for _, _, size in entries)
+        for _, directory, size in sorted(entries):
+            if total <= self._limit:
+                return
+            if directory.name != keep:
+                shutil.rmtree(directory, ignore_errors=True)
+                total -= size
 
     def _compile(self, digest: str, fd: int) -> None:
         directory = self._root / digest
@@ -182,6 +202,7 @@ class AotCache:
             raise InvalidParameter(f"the module takes longer than {_COMPILE_TIMEOUT:.0f} s to compile") from None
         finally:
             fresh.unlink(missing_ok=True)
+        self._make_room(keep=digest)
         log.info("compiled a module", extra={"wasm": digest, "seconds": round(time.monotonic() - started, 2)})
 
 

@@ -128,26 +128,26 @@ class Linked:
         key = (interface, name)
         if key not in self._exports:
             outer = self._component.get_export_index(interface)
-            self._exports[key] = self._component.get_export_index(name, outer)
-        return Exported(instance.get_func(store, self._exports[key]), self)
-
-    def codecs(self, function: Any, store: wasmtime.Store) -> tuple[list[Codec], Codec | None]:
-        """Of a function's parameters and result."""
-        kind = function.type(store)
-        result = kind.result
-        return [codec(item, self.resources) for _, item in kind.params], result and codec(result, self.resources)
+            index = self._component.get_export_index(name, outer)
+            kind = instance.get_func(store, index).type(store)
+            parameters = [codec(item, self.resources) for _, item in kind.params]
+            result = kind.result
+            self._exports[key] = (index, parameters, result and codec(result, self.resources))
+        index, parameters, result = self._exports[key]
+        return Exported(instance.get_func(store, index), parameters, result)
 
 
 class Exported:
     """A guest's function."""
 
-    def __init__(self, function: Any, linked: Linked) -> None:
+    def __init__(self, function: Any, parameters: list[Codec], result: Codec | None) -> None:
         self._function = function
-        self._linked = linked
+        self._parameters = parameters
+        self._result = result
 
     def __call__(self, store: wasmtime.Store, *arguments: Any) -> Any:
         """Raises `wasmtime.WasmtimeError` when the guest traps."""
-        parameters, result = self._linked.codecs(self._function, store)
+        parameters, result = self._parameters, self._result
         context = store._context()
         values = (ffi.wasmtime_component_val_t * len(arguments))()
         for index, (one, argument) in enumerate(zip(parameters, arguments, strict=True)):

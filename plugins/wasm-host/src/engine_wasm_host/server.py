@@ -12,6 +12,7 @@ import select
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 
 import httptools
@@ -42,6 +43,22 @@ class Request:
         return next((value.decode("latin-1") for key, value in self.headers if key.lower() == name), "")
 
 
+class _Message:
+    """A request as far as it has been parsed. A client may send several before it reads the first answer."""
+
+    __slots__ = ("body", "complete", "expects", "head_size", "headers", "keep_alive", "request", "target")
+
+    def __init__(self) -> None:
+        self.target = b""
+        self.headers: list[tuple[str, bytes]] = []
+        self.head_size = 0
+        self.request: Request | None = None
+        self.keep_alive = False
+        self.expects = False
+        self.body = bytearray()
+        self.complete = False
+
+
 class HttpConnection:
     """A client's connection: reads requests, writes responses; used by one thread at a time."""
 
@@ -49,111 +66,113 @@ class HttpConnection:
         self.sock = sock
         self.peer = peer
         self.idle_since = time.monotonic()
-        self._fresh()
-        self._input = b""
-
-    def _fresh(self) -> None:
-        self._parser = httptools.HttpRequestParser(self)
-        self._target = b""
-        self._headers: list[tuple[str, bytes]] = []
-        self._head_size = 0
-        self._head_done = False
-        self._complete = False
-        self._body = bytearray()
-        self._left = b""
-        self._expects = False
         self.keep_alive = False
         self.started = False
+        self._parser = httptools.HttpRequestParser(self)
+        self._messages: deque[_Message] = deque()
+        self._current = _Message()
+        self._too_large = False
+        self._head = b""
         self._chunked = False
         self._silent = False
 
-    # -- httptools' callbacks -------------------------------------------------------------------------------
+    # -- httptools' callbacks: they are about the last message ----------------------------------------------
+
+    def on_message_begin(self) -> None:
+        self._messages.append(_Message())
 
     def on_url(self, url: bytes) -> None:
-        self._target += url
+        self._messages[-1].target += url
         self._count(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers.append((name.decode("latin-1").lower(), value))
+        message = self._messages[-1]
+        message.headers.append((name.decode("latin-1").lower(), value))
         self._count(name + value)
         if name.lower() == b"expect" and value.lower() == b"100-continue":
-            self._expects = True
+            message.expects = True
 
     def _count(self, data: bytes) -> None:
-        self._head_size += len(data)
-        if self._head_size > _HEAD_LIMIT:
+        self._messages[-1].head_size += len(data)
+        if self._messages[-1].head_size > _HEAD_LIMIT:
+            self._too_large = True
             raise ValueError("header too large")
 
     def on_headers_complete(self) -> None:
-        self._head_done = True
+        message = self._messages[-1]
+        message.keep_alive = self._parser.should_keep_alive()
+        message.request = Request(
+            self._parser.get_method().decode("latin-1"),
+            message.target.decode("latin-1"),
+            self._parser.get_http_version(),
+            message.headers,
+        )
 
     def on_body(self, body: bytes) -> None:
-        self._body += body
+        self._messages[-1].body += body
 
     def on_message_complete(self) -> None:
-        self._complete = True
+        self._messages[-1].complete = True
 
     # -- in -------------------------------------------------------------------------------------------------
 
     def _receive(self) -> bool:
         """Feed the parser with what comes next; False at the end. Raises for what is no HTTP."""
-        data = self._input or self.sock.recv(_RECEIVE)
-        self._input = b""
-        if not data:
-            return False
-        if self._complete:
-            self._left += data
-            return True
-        if len(data) > _HEAD_LIMIT and not self._head_done:
-            data, self._input = data[:_HEAD_LIMIT], data[_HEAD_LIMIT:]
-        self._parser.feed_data(data)
-        return True
+        data = self.sock.recv(_RECEIVE)
+        if data:
+            self._parser.feed_data(data)
+        return bool(data)
 
     def read_request(self) -> Request | None:
         """The next request; None when the client is done. What is no request is answered here, and None."""
-        self._input = self._left + self._input
-        self._fresh()
+        self.started = self._silent = self._chunked = self.keep_alive = False
+        self._current = _Message()
         self.sock.settimeout(_STALLED)
         try:
-            while not self._head_done:
+            while not self._messages or self._messages[0].request is None:
                 if not self._receive():
                     return None
-        except (httptools.HttpParserError, ValueError) as error:
-            self.send_plain(431 if "too large" in str(error) else 400, str(error))
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self.send_plain(431 if self._too_large else 400, str(error))
             return None
         except OSError:
             return None
-        self.keep_alive = self._parser.should_keep_alive()
-        method = self._parser.get_method().decode("latin-1")
-        self._silent = method == "HEAD"
-        return Request(method, self._target.decode("latin-1"), self._parser.get_http_version(), self._headers)
+        self._current = self._messages.popleft() if self._messages[0].complete else self._messages[0]
+        request = self._current.request
+        assert request is not None, "the loop above waited for it"
+        self.keep_alive = self._current.keep_alive
+        self._silent = request.method == "HEAD"
+        return request
 
     def read_body(self, length: int) -> bytes:
         """Up to ``length`` bytes of the request's body; none at its end. OSError when the client goes away."""
-        if self._expects and not self.started:
-            self._expects = False
+        message = self._current
+        if message.expects and not self.started and not message.complete:
+            message.expects = False
             self.sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
-        while not self._body and not self._complete:
+        while not message.body and not message.complete:
             try:
                 if not self._receive():
                     raise ConnectionResetError("the client went away")
-            except httptools.HttpParserError as error:
+            except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
                 self.keep_alive = False
                 raise ConnectionResetError(f"malformed body: {error}") from None
-        data = bytes(self._body[:length])
-        del self._body[:length]
+        if message.complete and self._messages and self._messages[0] is message:
+            self._messages.popleft()
+        data = bytes(message.body[:length])
+        del message.body[:length]
         return data
 
     @property
     def pending(self) -> bool:
-        """Whether (part of) another request was read with the last one."""
-        return bool(self._left or self._input)
+        """Whether another request has been read whole already."""
+        return bool(self._messages) and self._messages[0].request is not None
 
     # -- out ------------------------------------------------------------------------------------------------
 
     def send_head(self, status: int, headers: Sequence[tuple[str, bytes]]) -> None:
         """Status line and headers; the body is chunked unless its length is given."""
-        if not self._complete:
+        if not self._current.complete:
             self.keep_alive = False  # nobody will read the rest of the request
         self.started = True
         reason = http.client.responses.get(status, "")
@@ -183,8 +202,6 @@ class HttpConnection:
         last = b"0\r\n\r\n" if self._chunked and not self._silent else b""
         if head or last:
             self.sock.sendall(head + last)
-
-    _head = b""
 
     def send_plain(self, status: int, text: str) -> None:
         """A whole response of the server's own."""
