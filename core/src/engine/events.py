@@ -51,7 +51,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     Type: str
     Action: str
     Actor: Actor
-    scope: str = "local"
+    scope: str = field(default_factory=lambda: "local")  # a plain default would be left out of the JSON
     time: int
     timeNano: int
 

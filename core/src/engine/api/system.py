@@ -140,6 +140,11 @@ async def not_in_a_swarm(services: Services, request: Request) -> Response:
     raise Unavailable("This node is not part of a swarm")
 
 
+async def no_build_cache(services: Services, request: Request) -> Response:
+    """``POST /build/prune`` (part of ``docker system prune``) where nothing builds: there is nothing to remove."""
+    return Response.json({"CachesDeleted": None, "SpaceReclaimed": 0})
+
+
 def _not_served(what: str) -> Handler:
     async def refuse(services: Services, request: Request) -> Response:
         raise NotSupported(f"{what} is not supported by this engine: no installed plugin provides it")
@@ -168,7 +173,7 @@ NOT_SERVED = [
     *(Route(method, path, not_a_manager) for path in _SWARM for method in ("GET", "POST")),
     *(Route(method, path + "/{rest:path}", not_a_manager) for path in _SWARM for method in ("GET", "POST", "DELETE")),
     Route("POST", "/build", _not_served("building images")),
-    Route("POST", "/build/prune", _not_served("building images")),
+    Route("POST", "/build/prune", no_build_cache),
     Route("POST", "/build/cancel", _not_served("building images")),
     Route("POST", "/session", _not_served("building images")),
     Route("POST", "/plugins/{rest:path}", _not_served("Docker's managed plugins")),

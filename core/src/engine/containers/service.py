@@ -19,6 +19,7 @@ import msgspec
 
 from engine.containers import attach as container_attach
 from engine.containers import create as container_create
+from engine.containers import links as container_links
 from engine.containers import logs as container_logs
 from engine.containers.reconcile import Reconciler
 from engine.containers.records import HEALTH_KIND, KIND, ContainerRecords, Live, Waiter
@@ -46,7 +47,6 @@ from engine.model.filters import Filters
 from engine.model.network import EndpointSettings
 from engine.model.security import parse_security_opts
 from engine.names import new_id
-from engine.networks import links
 from engine.oci import resources
 from engine.platforms import Platform, host_platform, parse_platform
 from engine.signals import parse_signal
@@ -99,7 +99,7 @@ class Containers(ContainerRecords):
         host_config = container_create.supported(host_config, settings.host)
         container_create.validate(config, host_config, settings.host)
         parse_security_opts(host_config.security_opt)
-        host_config = self._resolve_modes(host_config)
+        host_config = container_links.by_id(host_config, self.get)
         merged = container_create.merge_image(config, image)
         container_create.check_restart_on_health(host_config.restart_policy, merged)
         path, args = container_create.command(merged, wasm=runs_on.is_wasm)
@@ -158,32 +158,6 @@ class Containers(ContainerRecords):
         self.remember(container)
         await self.event(container, "create")
         return container_id, warnings
-
-    def _resolve_modes(self, host_config: HostConfig) -> HostConfig:
-        """Names in ``container:...`` modes become ids: names may change hands later."""
-        changes: dict[str, Any] = {}
-        for field in ("network_mode", "ipc_mode", "pid_mode"):
-            kind, _, other = getattr(host_config, field).partition(":")
-            if kind == "container" and other:
-                try:
-                    changes[field] = f"container:{self.get(other).id}"
-                except NotFound as error:  # of a create, 404 says that the image is missing: clients would pull it
-                    raise InvalidParameter(str(error)) from None
-        if links.legacy(host_config):
-            changes["links"] = [self._resolve_link(*link) for link in links.legacy(host_config)]
-        return msgspec.structs.replace(host_config, **changes) if changes else host_config
-
-    def _resolve_link(self, ref: str, alias: str) -> str:
-        try:
-            other = self.get(ref)
-        except NotFound as error:
-            raise InvalidParameter(f"could not get container for {ref}: {error}") from None
-        if other.host_config.network_mode == "host":
-            raise InvalidParameter(
-                "conflicting options: host type networking can't be used with links. "
-                "This would result in undefined behavior"
-            )
-        return f"{other.id}:{alias}"
 
     def _choose_runtime(self, host_config: HostConfig, platform: Platform) -> str:
         if host_config.runtime:
@@ -544,7 +518,7 @@ class Containers(ContainerRecords):
     async def remove(self, ref: str, *, force: bool = False, volumes: bool = False, link: bool = False) -> None:
         """Delete a container, with ``force`` also a running one; ``volumes`` takes its anonymous volumes with it."""
         if link:
-            return await self._remove_link(ref)
+            return await container_links.remove(self, ref)
         container = self.get(ref)
         live = self._live[container.id]
         if live.removing:
@@ -564,20 +538,6 @@ class Containers(ContainerRecords):
                 await self._remove(live, volumes=volumes)
         finally:
             live.removing = False
-
-    async def _remove_link(self, ref: str) -> None:
-        """``docker rm --link container/alias``: the other container stays."""
-        parent, _, alias = ref.strip("/").partition("/")
-        if not alias:
-            raise Conflict("Conflict, cannot remove the default link name of the container")
-        live = self._live[self.get(parent).id]
-        async with live.lock:
-            host_config = self._records[live.id].host_config
-            kept = [f"{other}:{name}" for other, name in links.legacy(host_config) if name != alias]
-            if len(kept) == len(host_config.links or ()):
-                raise NotFound(f"No such container: {ref}")
-            changed = msgspec.structs.replace(host_config, links=kept or None)
-            await self.save(msgspec.structs.replace(self._records[live.id], host_config=changed))
 
     async def finish_removal(self, container_id: str) -> None:
         """Go on with a removal an earlier daemon had begun."""
