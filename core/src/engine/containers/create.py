@@ -146,6 +146,13 @@ def wants_wasm(annotations: Mapping[str, str] | None, path: str) -> bool:
     )
 
 
+def with_hostname(config: Config, container_id: str, host_config: HostConfig) -> Config:
+    """``config`` with the host name that follows from the id, where there is none and one of its own to be had."""
+    if config.hostname or host_config.uts_mode == "host":
+        return config
+    return msgspec.structs.replace(config, hostname=container_id[:12])
+
+
 def command(config: Config, *, wasm: bool = False) -> tuple[str, list[str]]:
     """``Path`` and ``Args`` of a container: its entry point with the command after it.
 

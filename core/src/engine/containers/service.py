@@ -146,7 +146,7 @@ class Containers(ContainerRecords):
                 log_driver=log_config.type,
                 path=path,
                 args=args,
-                config=self._named(merged, container_id, host_config),
+                config=container_create.with_hostname(merged, container_id, host_config),
                 host_config=host_config,
                 networks=networks,
             )
@@ -171,12 +171,6 @@ class Containers(ContainerRecords):
 
     def _check_log(self, log_config: LogConfig) -> None:
         self.plugins.log(log_config.type).validate(log_config.config)
-
-    @staticmethod
-    def _named(config: Config, container_id: str, host_config: HostConfig) -> Config:
-        if config.hostname or host_config.uts_mode == "host":
-            return config
-        return msgspec.structs.replace(config, hostname=container_id[:12])
 
     def _reserve(self, name: str, container_id: str) -> str:
         if not name:
