@@ -23,6 +23,8 @@ pytestmark = pytest.mark.skipif(not shutil.which("docker"), reason="the docker C
 
 Start = Callable[..., Daemon]
 
+NAME = f"engine-test-{os.getpid()}"  # of the authorization plugin: its place is the whole machine's
+
 
 @pytest.fixture(scope="module")
 def certificates(scratch: Path) -> Path:
@@ -153,6 +155,7 @@ class Plugin:
     def __init__(self, name: str) -> None:
         self.path = Path(f"/run/docker/plugins/{name}.sock")
         self.asked: list[dict[str, object]] = []
+        self.broken = False
         self.decide: Callable[[str, dict[str, object]], dict[str, object]] = lambda method, question: {"Allow": True}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.unlink(missing_ok=True)
@@ -164,6 +167,9 @@ class Plugin:
                 if self.path == "/Plugin.Activate":
                     answer: dict[str, object] = {"Implements": ["authz"]}
                 else:
+                    if plugin.broken:
+                        self.send_error(500)
+                        return
                     question = json.loads(body)
                     plugin.asked.append({"call": self.path.rpartition(".")[2], **question})
                     answer = plugin.decide(self.path.rpartition(".")[2], question)
@@ -193,7 +199,7 @@ class Plugin:
 
 @pytest.fixture
 def plugin() -> Iterator[Plugin]:
-    made = Plugin("engine-test-authz")
+    made = Plugin(NAME)
     yield made
     made.close()
 
@@ -201,7 +207,7 @@ def plugin() -> Iterator[Plugin]:
 def test_an_authorization_plugin_sees_the_whole_body_and_can_refuse(
     plugin: Plugin, own_daemon: Start, scratch: Path
 ) -> None:
-    daemon = own_daemon("--authorization-plugin", "engine-test-authz")
+    daemon = own_daemon("--authorization-plugin", NAME)
     docker = Client("docker", daemon, scratch)
 
     def no_privilege(method: str, question: dict[str, object]) -> dict[str, object]:
@@ -214,12 +220,12 @@ def test_an_authorization_plugin_sees_the_whole_body_and_can_refuse(
     assert docker("run", "--rm", "bb", "echo", "allowed").out == "allowed\n"
     refused = docker("run", "--rm", "--privileged", "bb", "true", check=False)
     assert refused.code == 125
-    assert "authorization denied by plugin engine-test-authz: privileged is not for you" in refused.err
+    assert f"authorization denied by plugin {NAME}: privileged is not for you" in refused.err
 
     large = [word for number in range(20) for word in ("-l", f"l{number}=" + "x" * 40_000)]
     refused = docker("create", *large, "--privileged", "bb", "true", check=False)
     assert "privileged is not for you" in refused.err  # 800 kB of labels hide nothing
-    creates = [asked for asked in plugin.asked if "/containers/create" in str(asked["RequestURI"])]
+    creates = [asked for asked in plugin.asked if "/containers/create" in str(asked["RequestUri"])]
     assert all("RequestBody" in asked for asked in creates if asked["call"] == "AuthZReq")
     assert {"AuthZReq", "AuthZRes"} <= {str(asked["call"]) for asked in plugin.asked}
     plugin.decide = lambda method, question: {"Allow": True}
@@ -227,13 +233,13 @@ def test_an_authorization_plugin_sees_the_whole_body_and_can_refuse(
 
 def test_a_body_without_a_length_is_authorized_too(plugin: Plugin, own_daemon: Start) -> None:
     """CVE-2024-41110: a request that says it has no body, or sends it in chunks, must not slip past."""
-    daemon = own_daemon("--authorization-plugin", "engine-test-authz", image=False)
+    daemon = own_daemon("--authorization-plugin", NAME, image=False)
     seen: list[bytes] = []
 
     def note(method: str, question: dict[str, object]) -> dict[str, object]:
         if method == "AuthZReq":
             seen.append(base64.b64decode(str(question.get("RequestBody") or "")))
-        return {"Allow": method != "AuthZReq" or "/containers/create" not in str(question["RequestURI"])}
+        return {"Allow": method != "AuthZReq" or "/containers/create" not in str(question["RequestUri"])}
 
     plugin.decide = note
     body = json.dumps({"Image": "bb", "HostConfig": {"Privileged": True}}).encode()
@@ -251,13 +257,13 @@ def test_a_body_without_a_length_is_authorized_too(plugin: Plugin, own_daemon: S
 def test_without_its_plugin_the_daemon_serves_nobody(
     target: str, plugin: Plugin, own_daemon: Start, scratch: Path
 ) -> None:
-    daemon = own_daemon("--authorization-plugin", "engine-test-authz")
+    daemon = own_daemon("--authorization-plugin", NAME)
     docker = Client("docker", daemon, scratch)
-    plugin.decide = lambda method, question: {"Err": "out of order"}
+    plugin.broken = True
     failed = docker("ps", check=False)
     assert failed.code == 1
-    assert "plugin engine-test-authz failed with error: " in failed.err
-    plugin.decide = lambda method, question: {"Allow": True}
+    assert f"plugin {NAME} failed with error: " in failed.err
+    plugin.broken = False
     docker("ps")
 
 
@@ -275,7 +281,7 @@ def test_a_certificates_name_is_the_user_that_plugins_see(
             "--tlskey",
             str(files / "key.pem"),
         ),
-        *("-H", "tcp://127.0.0.1:2376", "--authorization-plugin", "engine-test-authz"),
+        *("-H", "tcp://127.0.0.1:2376", "--authorization-plugin", NAME),
         image=False,
     )
     assert remote(certificates, "alice", "ps").returncode == 0
@@ -305,6 +311,8 @@ def test_ambiguous_requests_are_refused(daemon: Daemon, head: bytes) -> None:
 
 
 def test_deep_and_huge_json_is_refused_and_the_daemon_lives(daemon: Daemon, docker: Client) -> None:
+    if daemon.target == "dockerd":
+        pytest.skip("dockerd 20.10 reads all of it")
     for body in (b"[" * 100_000, b'{"Image":"' + b"x" * (40 << 20) + b'"}'):
         with socket.socket(socket.AF_UNIX) as client:
             client.settimeout(30)
@@ -317,5 +325,5 @@ def test_deep_and_huge_json_is_refused_and_the_daemon_lives(daemon: Daemon, dock
                 client.sendall(body)
             except OSError:
                 pass  # refused before all of it was read
-            assert b" 4" in client.recv(4096)[:20] or daemon.target == "dockerd"
+            assert b" 4" in client.recv(4096)[:20]
     docker("version")

@@ -226,7 +226,7 @@ def test_a_docker_plugin_is_asked_before_and_after(serve: Callable[..., Ask], au
     )
     assert [call for call, _ in authz.asked] == ["Activate", "AuthZReq", "AuthZRes"]
     question, answer = authz.asked[1][1], authz.asked[2][1]
-    assert (question["RequestMethod"], question["RequestURI"]) == ("POST", "/echo")
+    assert (question["RequestMethod"], question["RequestUri"]) == ("POST", "/echo")
     assert base64.b64decode(question["RequestBody"]) == b"deed"
     assert question["RequestHeaders"]["Content-Type"] == "text/plain"
     assert "X-Registry-Auth" not in question["RequestHeaders"]

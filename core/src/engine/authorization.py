@@ -260,7 +260,7 @@ def _question(asked: _Asked) -> dict[str, Any]:
     identity = asked.identity
     question: dict[str, Any] = {
         "RequestMethod": asked.method,
-        "RequestURI": asked.target,
+        "RequestUri": asked.target,
         "RequestHeaders": {
             "-".join(part.capitalize() for part in name.split("-")): value
             for name, value in asked.headers.items()
