@@ -629,3 +629,19 @@ async def test_images_of_other_platforms_that_containers_use_are_not_pruned(engi
         engine.containers.clear()
         await images.prune(Filters({"dangling": ["false"]}))
         assert images.table.images == {}
+
+
+@run
+async def test_pruning_removes_children_before_what_they_were_built_on(engine: Engine) -> None:
+    async with engine as images:
+        await engine.load(docker_archive(["base:1"], ONE))
+        base = images.get("base:1")
+        await engine.load(docker_archive(["child:1"], ONE, TWO))
+        child = images.get("child:1")
+        record = images.table.images[child.id]
+        await images.add(config=record.config_blob, layers=record.layers, manifest=None, references=[], parent=base.id)
+        assert [one.id for one in images.table.children_first()] == [child.id, base.id]
+        report = await images.prune(Filters({"dangling": ["false"]}))
+        deleted = [one["Deleted"] for one in report["ImagesDeleted"] if "Deleted" in one]
+        assert deleted.index(child.id) < deleted.index(base.id)
+        assert images.list(all=True) == []

@@ -242,6 +242,17 @@ class ImageTable:
         """Images built on this one here."""
         return [record.id for record in self.images.values() if record.parent == image_id]
 
+    def children_first(self) -> list[ImageRecord]:
+        """All images, each before the one it was built on (which cannot be removed before it)."""
+        ordered: dict[str, ImageRecord] = {}
+        for record in self.images.values():
+            line: ImageRecord | None = record
+            while line is not None:
+                ordered.pop(line.id, None)  # once more, behind the child
+                ordered[line.id] = line
+                line = self.images.get(line.parent)
+        return list(ordered.values())
+
     def chain(self, top: str | None) -> Iterator[str]:
         """The chain ids below and including ``top``, uppermost first."""
         while top is not None:

@@ -537,7 +537,7 @@ class Images:
         until = [parse_timestamp(value) for value in filters.get("until", ())]
         before = sum(self._layers.values())
         report: list[dict[str, str]] = []
-        for record in list(self.table.images.values()):
+        for record in self.table.children_first():
             attributes = image_views.labels(record)
             if (
                 record.id not in self.table.images
