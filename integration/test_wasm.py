@@ -40,6 +40,18 @@ source = "cgi.wasm"
 environment = { COLOUR = "{{ colour }}" }
 files = ["site/*.txt"]
 """
+CALLER = """
+spin_manifest_version = 2
+[application]
+name = "caller"
+[[trigger.http]]
+route = "/..."
+component = "web"
+[component.web]
+source = "app.wasm"
+allowed_outbound_hosts = ["http://linux:8080"]
+key_value_stores = ["default"]
+"""
 
 
 def pack(directory: Path, tag: str, files: dict[str, bytes], config: dict[str, object], system: str = "wasi") -> Path:
@@ -322,6 +334,18 @@ def test_a_component_serves_http_beside_linux_containers(
         assert by_name.out.startswith("Hello from /n")
         for _ in range(20):
             assert fetch("http://127.0.0.1:5570/again")[0] == 200
+
+        wasm("caller:latest", {"app.wasm": component, "spin.toml": CALLER.encode()})
+        serve = "mkdir /w; echo from linux >/w/index.html; httpd -f -p 8080 -h /w"
+        docker("run", "-d", "--name", f"{name[:20]}-l", "--network", f"{name[:20]}-n", "--network-alias", "linux",
+               "bb", "sh", "-c", serve)  # fmt: skip
+        docker("run", "-d", "--name", f"{name[:20]}-c", "--network", f"{name[:20]}-n", *SPIN, "-p", "5571:80",
+               "caller", "/")  # fmt: skip
+        assert fetch("http://127.0.0.1:5571/out?http://linux:8080/") == (200, "status 200 from linux\n")
+        assert "HttpRequestDenied" in fetch("http://127.0.0.1:5571/out?http://elsewhere/")[1]
+        counted = [fetch("http://127.0.0.1:5571/kv")[1] for _ in range(2)]
+        docker("restart", "-t", "1", f"{name[:20]}-c")
+        assert [*counted, fetch("http://127.0.0.1:5571/kv")[1]] == ["1", "2", "3"]
     finally:
-        docker("rm", "-f", name)
+        docker("rm", "-f", name, f"{name[:20]}-l", f"{name[:20]}-c", check=False)
         docker("network", "rm", f"{name[:20]}-n", check=False)
