@@ -76,13 +76,18 @@ class Route:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Joined:
-    """What `join` did: the interface's name inside the sandbox, its MAC, and what the core may route through it."""
+    """What `join` did: the interface's name inside the sandbox, its MAC, and what the core may route through it.
+
+    ``ipv4`` and ``ipv6`` are set by drivers with an address management of their own, in place of the endpoint's.
+    """
 
     interface: str
     mac: str
     gateway_ipv4: str = ""
     gateway_ipv6: str = ""
     routes: tuple[Route, ...] = ()
+    ipv4: IPv4Interface | None = None
+    ipv6: IPv6Interface | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ import socket
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Interface, IPv6Interface
 from pathlib import Path
 
@@ -49,6 +49,7 @@ class Plug:
     link_local: Sequence[IPv4Interface | IPv6Interface] = ()
     interface: str = ""
     joined: Joined | None = None
+    reserved: tuple[str, ...] = ()  # addresses the engine allocated for it; a driver may have chosen others
 
     @property
     def rank(self) -> tuple[bool, int, str]:
@@ -166,7 +167,9 @@ def _connect(live: Live, plug: Plug) -> None:
     if live.path is None or "sandbox" not in plug.driver.capabilities:
         return
     try:
-        plug.joined = plug.driver.join(plug.network, plug.endpoint, live.path, interface=plug.interface)
+        joined = plug.joined = plug.driver.join(plug.network, plug.endpoint, live.path, interface=plug.interface)
+        if joined.ipv4 is not None or joined.ipv6 is not None:
+            plug.endpoint = replace(plug.endpoint, ipv4=joined.ipv4, ipv6=joined.ipv6, mac=joined.mac)
         if plug.link_local:
             kernel.in_namespace(live.path, lambda: _add_addresses(plug.interface, plug.link_local))
     except BaseException:

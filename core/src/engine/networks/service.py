@@ -349,6 +349,7 @@ class Networks(Oversight):
             endpoint=endpoint,
             routes=leads_out and not record.internal,
             priority=settings.gw_priority,
+            reserved=tuple(str(each.ip) for each in (endpoint.ipv4, endpoint.ipv6) if each is not None),
             names=tuple(_dns_names(container, settings)) if named else (),
             links=_aliases(settings.links or ()) if named else {},
             link_local=_link_local(settings),
@@ -407,9 +408,8 @@ class Networks(Oversight):
 
     def _free_addresses(self, plugs: Sequence[Plug]) -> None:
         for plug in plugs:
-            for address in (plug.endpoint.ipv4, plug.endpoint.ipv6):
-                if address is not None:
-                    self._ipam.release(plug.network.id, str(address.ip))
+            for address in plug.reserved:
+                self._ipam.release(plug.network.id, address)
 
     # -- containers: live changes ----------------------------------------------------------------------------
 
