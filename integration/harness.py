@@ -96,6 +96,9 @@ class Daemon:
             self.process.send_signal(signal_number)
             self.process.wait(patience)
             self.process = None
+        host_network = self.directory / "run/netns/default"
+        if self.target == "dockerd" and host_network.exists():  # which dockerd leaves mounted
+            subprocess.run(["umount", str(host_network)], stderr=subprocess.DEVNULL)
 
     def log(self) -> str:
         return (self.directory / "log").read_text(errors="replace")[-8000:]
