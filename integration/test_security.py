@@ -373,7 +373,7 @@ def test_a_member_of_the_group_may_use_the_socket_and_others_may_not(daemon: Dae
 
 
 def test_a_policy_refuses_create_exec_and_pull_and_names_its_rule(
-    target: str, own_daemon: object, tmp_path: Path, scratch: Path
+    target: str, daemon: Daemon, own_daemon: object, registry: str, tmp_path: Path, scratch: Path
 ) -> None:
     if target == "dockerd":
         pytest.skip("dockerd has no policies")
@@ -403,7 +403,12 @@ def test_a_policy_refuses_create_exec_and_pull_and_names_its_rule(
     assert 'denied by policy "mounts"' in refused(
         *("volume", "create", "-o", "type=none", "-o", "o=bind", "-o", "device=/etc", "sneaky")
     )
-    assert 'denied by policy "known images"' in refused("run", "--pull", "never", "elsewhere.example/x", "true") or True
+    reference = f"{registry}/policy/bb:1"
+    for words in (("tag", "bb", reference), ("push", reference), ("rmi", reference)):
+        Client("docker", daemon, scratch)(*words)
+    assert 'denied by policy "known images"' in refused("pull", reference)
+    docker("tag", "bb", reference)
+    assert 'denied by policy "known images"' in refused("run", "--pull", "never", reference, "true")
     docker("rm", "-f", "ok")
 
 
