@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -22,3 +27,23 @@ class TestVfsStore(StoreConformance):
         yield store
         store.close()
         unpack.close()
+
+
+def test_layers_are_made_where_ext4_keeps_them_away_from_deleted_inodes(driver_context: Context) -> None:
+    context = driver_context("vfs")
+    VfsStore(context).close()
+    fd = os.open(context.root / "unpacking", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        flags = int.from_bytes(fcntl.ioctl(fd, 0x80086601, bytes(8))[:4], sys.byteorder)
+    except OSError:
+        pytest.skip("this file system has no such flags")
+    finally:
+        os.close(fd)
+    if not _is_ext4(context.root):
+        pytest.skip("not ext4")
+    assert flags & 0x20000
+
+
+def _is_ext4(path: Path) -> bool:
+    kind = subprocess.run(["stat", "-f", "-c", "%T", str(path)], capture_output=True, text=True, check=True).stdout
+    return kind.strip() == "ext2/ext3"
