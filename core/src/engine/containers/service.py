@@ -247,7 +247,7 @@ class Containers(ContainerRecords):
             live.tracker = RestartTracker()
             try:
                 await self._bring_up(live, restart_count=0)
-            except EngineError:
+            except Exception:  # whatever broke the start: --rm holds, and its waiters are told
                 if container.host_config.auto_remove:
                     await self._remove(live, volumes=True)
                 raise
