@@ -178,10 +178,10 @@ class UnixConnection(http.client.HTTPConnection):
         b"{}{",
     ],
 )
-def test_a_malformed_body_is_refused_as_a_bad_request(daemon: Daemon, body: bytes) -> None:
+def test_a_malformed_body_is_refused_as_a_bad_request(daemon: Daemon, target: str, body: bytes) -> None:
     status, answer = request(daemon, "POST", "/containers/create", body)
 
-    assert status == 400
+    assert status == 400 or (target == "dockerd" and status == 500)  # 20.10 called it its own fault
     assert answer["message"]
 
 
@@ -420,7 +420,9 @@ def test_names_that_look_like_whiteouts_are_names_to_cp(daemon: Daemon, docker: 
     assert docker("exec", name, "ls", "-A", "/tmp").out.split() == [".wh..wh..opq", ".wh.x", "x"]
 
 
-def test_put_archive_keeps_kinds_and_gives_to_the_user_when_asked(daemon: Daemon, docker: Client, name: str) -> None:
+def test_put_archive_keeps_kinds_and_gives_to_the_user_when_asked(
+    daemon: Daemon, docker: Client, name: str, target: str
+) -> None:
     docker("run", "-d", "--name", name, "-u", "1000:1000", "bb", "sleep", "99")
     docker("exec", name, "sh", "-c", "mkdir /tmp/d; touch /tmp/f")
     url = f"/containers/{name}/archive?path=/tmp"
@@ -430,6 +432,8 @@ def test_put_archive_keeps_kinds_and_gives_to_the_user_when_asked(daemon: Daemon
         )
         assert status in (400, 500)
         assert "cannot overwrite" in str(answer["message"])
+    if target == "dockerd":
+        return  # 20.10 looks the user up on the host
     assert request(daemon, "PUT", f"{url}&copyUIDGID=1", archive(("own", b"")), "application/x-tar")[0] == 200
     assert request(daemon, "PUT", url, archive(("as-is", b"")), "application/x-tar")[0] == 200
     assert docker("exec", name, "stat", "-c", "%u", "/tmp/own", "/tmp/as-is").out.split() == ["1000", "1234"]
@@ -667,8 +671,8 @@ def test_the_states_of_a_container_and_what_ps_says_of_them(cli: Client, name: s
     wait_for(lambda: listed("restarting").startswith("Restarting (3) "), "the restart")
     for status in ("removing", "dead"):
         assert listed(status) == ""
-    assert "invalid" in cli("ps", "--filter", "status=nope", check=False).err
-    assert "invalid filter 'nope'" in cli("ps", "--filter", "nope=1", check=False).err
+    assert "invalid" in cli("ps", "--filter", "status=nope", check=False).err.lower()
+    assert "invalid filter 'nope" in cli("ps", "--filter", "nope=1", check=False).err.lower()
 
 
 def test_many_names_are_served_and_one_mistake_stops_none_of_them(cli: Client, name: str) -> None:
