@@ -69,7 +69,8 @@ def test_plugins_import_only_the_contracts_and_never_each_other() -> None:
                 assert rest.split(".")[0] in CONTRACTS, f"{source.relative_to(ROOT)} imports {name}"
             elif top.startswith("engine_"):
                 library = top.removeprefix("engine_").replace("_", "-")
-                declared = any(d.startswith(f"engine-{library}~=") for d in project(source_member(source))["dependencies"])
+                owed = project(source_member(source))["dependencies"]
+                declared = any(name.startswith(f"engine-{library}~=") for name in owed)
                 assert top == own or (library in LIBRARIES and declared), f"{source.relative_to(ROOT)} imports {name}"
 
 

@@ -95,9 +95,7 @@ def close() -> None:
     _child.close()
 
 
-def unpack(
-    source: LayerSource, target: int, whiteouts: Whiteouts, owner: tuple[int, int] | None = None
-) -> Unpacked:
+def unpack(source: LayerSource, target: int, whiteouts: Whiteouts, owner: tuple[int, int] | None = None) -> Unpacked:
     """Apply ``source`` to the open directory ``target`` in the confined child. Blocks until it is done.
 
     Raises `InvalidParameter` for what is wrong with the input; the caller throws the directory away. Opaque
