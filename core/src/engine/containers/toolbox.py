@@ -42,7 +42,7 @@ def provide(root: Path) -> Path:
     toolbox = root / "toolbox"
     if (toolbox / "bin" / "busybox").exists():
         return toolbox
-    source = shutil.which("busybox", path=f"{os.environ.get('PATH', '')}:/bin:/usr/bin:/sbin:/usr/sbin")
+    source = shutil.which("busybox") or shutil.which("busybox", path="/bin:/usr/bin:/sbin:/usr/sbin")
     if source is None or not _is_static(Path(source)):
         raise NotFound("engine debug needs a static busybox on the engine's host: install busybox-static")
     fresh = root / f"toolbox.{os.getpid()}"
