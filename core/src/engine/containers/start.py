@@ -284,9 +284,9 @@ class Starter:
         bundle = self.bundle(container.id)
         errors: list[Exception] = []
 
-        async def release(work: Awaitable[object]) -> None:
+        async def release(work: Callable[[], Awaitable[object]]) -> None:
             try:
-                await work
+                await work()
             except NotFound:
                 pass
             except Exception as error:
@@ -294,11 +294,11 @@ class Starter:
                 errors.append(error)
 
         async def release_files() -> None:
-            await release(self._volumes.unmount(container))
-            await release(self._images.unmount_rootfs(container.id))
+            await release(lambda: self._volumes.unmount(container))
+            await release(lambda: self._images.unmount_rootfs(container.id))
 
-        await release(self._workers.call(self._delete_runtime, container, bundle))  # nothing runs after this
-        await both(release(self._networks.detach(container)), release_files())
+        await release(lambda: self._workers.call(self._delete_runtime, container, bundle))  # nothing runs after this
+        await both(release(lambda: self._networks.detach(container)), release_files())
         if errors:
             raise errors[0]
         await self._workers.call(_remove_bundle, bundle.path)
