@@ -1,6 +1,6 @@
 #!/bin/sh
 # AppArmor enforcing: our default profile in a kernel that has it. Run in the VM laboratory:
-#   vmlab run --cpus 1 --share /work/main --share /root/.pyenv -- sh integration/vm/apparmor.sh
+#   vmlab run --cpus 1 --share . --share PREFIX-OF-PYTHON -- sh integration/vm/apparmor.sh
 # Prints one line for each check; ends with 0 when all hold.
 set -u
 cd "$(dirname "$0")/../.."

@@ -1,6 +1,6 @@
 #!/bin/sh
 # cgroup v2 with runc and with crun: limits, OOM kills, stats, pause, update, health. Run in the VM laboratory:
-#   vmlab run --cpus 1 --share /work/main --share /root/.pyenv -- sh integration/vm/cgroup2.sh
+#   vmlab run --cpus 1 --share . --share PREFIX-OF-PYTHON -- sh integration/vm/cgroup2.sh
 # Prints one line for each check; ends with 0 when all hold.
 set -u
 cd "$(dirname "$0")/../.."

@@ -1,6 +1,6 @@
 #!/bin/sh
 # What needs a kernel with 802.1Q and ipvlan: run inside the VM lab, which has both.
-#   vmlab run --share /work/main --share /root/.pyenv:ro -- sh integration/vm/networks.sh
+#   vmlab run --cpus 1 --share . --share PREFIX-OF-PYTHON -- sh integration/vm/networks.sh
 set -eu
 cd "$(dirname "$0")/../.."
 export PYTHONDONTWRITEBYTECODE=1
