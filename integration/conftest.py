@@ -89,7 +89,13 @@ def own_daemon(target: str, scratch: Path, busybox_tar: Path) -> Iterator[Callab
         names = client("ps", "-aq").out.split()
         if names:
             client("rm", "-f", "-v", *names)
+        bridges = client(
+            *("network", "inspect", "bridge", "-f"), '{{index .Options "com.docker.network.bridge.name"}}', check=False
+        ).out.split()
         daemon.stop()
+        if target == "engine":  # as dockerd, a daemon leaves its default bridge; the address pools are few
+            for bridge in bridges:
+                subprocess.run(["ip", "link", "delete", bridge], check=False, capture_output=True)
 
 
 @pytest.fixture

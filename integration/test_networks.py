@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import re
 import socket
@@ -170,7 +171,7 @@ def test_an_address_can_be_asked_for_in_a_subnet_the_user_chose(cli: Client, nam
     cli("network", "create", network)
     try:
         subnet = json.loads(cli("network", "inspect", network).out)[0]["IPAM"]["Config"][0]["Subnet"]
-        address = subnet.replace("0.0/16", "0.77").replace("0.0/20", "0.77")
+        address = str(ipaddress.ip_network(subnet)[77])
         result = cli("run", "--rm", "--network", network, "--ip", address, "bb", "true", check=False)
         assert result.code == 125
         assert "supported only when connecting to networks with user configured subnets" in result.err

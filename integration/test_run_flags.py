@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Client
+from harness import Client, wait_for
 
 
 def limit(v2: str, v1: str) -> str:
@@ -299,10 +299,10 @@ def test_newer_flags_are_kept(cli: Client, name: str, target: str) -> None:
 
 
 def test_a_failed_start_says_one_thing(cli: Client) -> None:
-    result = cli("run", "--rm", "bb", "/nosuch", check=False)
+    result = cli("run", "--rm", "--name", "says-one-thing", "bb", "/nosuch", check=False)
     assert result.code == 127
     assert "Error waiting for container" not in result.err
-    assert cli("ps", "-aq", "--filter", "status=created").out == ""
+    wait_for(lambda: not cli("ps", "-aq", "--filter", "name=says-one-thing").out, "the container to be removed")
 
 
 def test_what_the_kernel_cannot_do_is_warned_of_and_left_out(cli: Client, name: str) -> None:
