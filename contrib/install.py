@@ -21,7 +21,8 @@ def main() -> int:
     command = [uv, "pip", "install", "--python", sys.executable] if uv else [sys.executable, "-m", "pip", "install"]
     command += ["--quiet", "--constraint", str(ROOT / "constraints.txt")]
     for member in members:
-        command += ["--editable", str(member)] if editable else [str(member)]
+        target = f"{member}[cert]" if member.name == "core" else str(member)
+        command += ["--editable", target] if editable else [target]
     return subprocess.call(command)
 
 

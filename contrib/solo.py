@@ -25,7 +25,7 @@ def main() -> int:
         package = "engine" if member.name == "core" else "engine_" + member.name.replace("-", "_")
         with tempfile.TemporaryDirectory() as directory:
             python = f"{directory}/bin/python"
-            wanted = [str(member)] if member.name == "core" else [str(ROOT / "core"), str(member)]
+            wanted = [f"{member}[cert]"] if member.name == "core" else [str(ROOT / "core"), str(member)]
             uv = [sys.executable, "-m", "uv"]
             subprocess.check_call([*uv, "venv", "-q", "--allow-existing", "--python", sys.executable, directory])
             install = [*uv, "pip", "install", "-q", "--python", python, *wanted]

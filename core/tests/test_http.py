@@ -174,6 +174,15 @@ class Running:
         self.app.wait_for("waiting")
         self.call(lambda: self.app.release.set() if self.app.release else None)
 
+    def settle(self) -> None:
+        """Let the server read what has been sent."""
+
+        async def turns() -> None:
+            for _ in range(5):
+                await asyncio.sleep(0)
+
+        asyncio.run_coroutine_threadsafe(turns(), self.loop).result(10)
+
     def connect(self) -> socket.socket:
         sock = socket.socket(socket.AF_UNIX)
         sock.settimeout(10)
@@ -424,6 +433,19 @@ def test_a_half_closed_client_gets_its_answer(server: Running) -> None:
         server.open_gate()
         assert response(sock)[2] == b"waited"
         assert sock.recv(1) == b""
+
+
+def test_bytes_after_a_body_are_told_from_it_wherever_the_pieces_meet(server: Running) -> None:
+    head = b"POST /attach HTTP/1.1\r\nHost: d\r\nContent-Length: 6\r\n\r\n"
+    message = head + b"abcdef" + b"early\r\n\r\nbird"
+    for cut in range(len(head) - 3, len(message)):
+        with server.connect() as sock:
+            sock.sendall(message[:cut])
+            server.settle()
+            sock.sendall(message[cut:])
+            sock.shutdown(socket.SHUT_WR)
+            rest = read_all(sock).partition(b"\r\n\r\n")[2]
+        assert rest == b"<abcdef>EARLY\r\n\r\nBIRDbye", cut
 
 
 UPGRADE = b"Connection: Upgrade\r\nUpgrade: tcp\r\n"

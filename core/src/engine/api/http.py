@@ -257,13 +257,14 @@ class Connection(asyncio.Protocol):
             return
         if not self._queue and not self._in_head:
             self._set_deadline(self.limits.head_time)
+        head_is_past = self._arriving is not None
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
             self._take(data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
             if isinstance(error.__context__, _TakeSocket):
-                self._take(self._after_message(data))
+                self._take(self._after_message(data, head_is_past))
             else:
                 self._refuse(400, f"malformed request: {error}")
         else:
@@ -550,15 +551,15 @@ class Connection(asyncio.Protocol):
         if not self._lost and not self._transport.is_closing():
             self._transport.pause_reading()
 
-    def _after_message(self, data: bytes) -> bytes:
+    def _after_message(self, data: bytes, head_is_past: bool) -> bytes:
         """What follows the request in ``data``, for one that ended here without asking for an upgrade."""
         length = self._headers.get("content-length", "")
         if "transfer-encoding" in self._headers:
             return data.partition(b"0\r\n\r\n")[2]
+        if head_is_past:  # this piece starts with (the rest of) the body
+            return data[self._body_seen(data) :]
         window = self._tail + data
         end = window.find(b"\r\n\r\n")
-        if end < 0:  # the head ended in an earlier piece: this one starts with (the rest of) the body
-            return data[self._body_seen(data) :]
         return window[end + 4 + int(length or "0") :]
 
     def _body_seen(self, data: bytes) -> int:
