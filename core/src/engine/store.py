@@ -8,6 +8,7 @@ history. All changes of one `Store.commit` happen or none does, and when it retu
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import queue
@@ -121,9 +122,12 @@ class Store:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-            self._writer = self._open()
-            self._migrate()
-            self._reader = self._open()
+            with contextlib.ExitStack() as undo:
+                self._writer = self._open()
+                undo.callback(self._writer.close)
+                self._migrate()
+                self._reader = self._open()
+                undo.pop_all()
         except (sqlite3.Error, OSError) as error:
             raise self._broken(error) from error
         self._thread = threading.Thread(target=self._write_loop, name="store", daemon=True)
@@ -188,8 +192,12 @@ class Store:
 
     def _open(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=10.0)
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "temp_store=MEMORY", "cache_size=-1024"):
-            connection.execute(f"PRAGMA {pragma}").fetchone()
+        try:
+            for pragma in ("journal_mode=WAL", "synchronous=FULL", "temp_store=MEMORY", "cache_size=-1024"):
+                connection.execute(f"PRAGMA {pragma}").fetchone()
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
     def _migrate(self) -> None:
