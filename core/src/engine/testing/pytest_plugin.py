@@ -35,10 +35,13 @@ def driver_context(tmp_path: Path) -> Callable[..., DriverContext]:
 @pytest.fixture
 def no_leaks(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[None]:
     """Fail the test when it leaves a mount, link, process or open file behind that was not there before."""
+    from engine.layers import unpack
     from engine.testing.leaks import Snapshot
 
+    unpack.close()  # its child stays for a while for the next layer, on purpose
     before = Snapshot.take(str(tmp_path), network="private_network" in request.fixturenames)
     yield
+    unpack.close()
     assert before.leaked() == []
 
 
