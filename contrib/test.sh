@@ -13,5 +13,7 @@ $python -m pip install --quiet --disable-pip-version-check --constraint constrai
 if command -v pyenv >/dev/null; then
     for directory in "$(pyenv root)"/versions/3.1[123].*/bin; do [ -d "$directory" ] && PATH="$directory:$PATH"; done
 fi
+# a test of real kernels and clocks that fails is tried once more, and named in the summary as one that was
+export PYTEST_ADDOPTS="--reruns 1 --reruns-delay 2"
 $python -m tox run -e lint,type,py311,py312,py313,solo
 exec $python -m tox run -e root,integration
