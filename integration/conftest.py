@@ -26,6 +26,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--target", default="engine", choices=("engine", "dockerd"))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """docker-py leaves sockets to the garbage collector, which may come by in any other test."""
+    for item in items:
+        item.add_marker(pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"))
+        item.add_marker(pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"))
+
+
 def pytest_sessionstart(session: pytest.Session) -> None:
     if os.geteuid():
         raise pytest.UsageError("the integration suite needs root")

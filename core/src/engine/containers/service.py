@@ -540,12 +540,11 @@ class Containers(ContainerRecords):
             await self._remove(live, volumes=self._records[container_id].host_config.auto_remove)
 
     async def _kill_for_removal(self, live: Live, container: Container) -> None:
+        watch, monitor = live.watch, live.monitor  # now: it may end while the lines below wait
         if container.state.status == "restarting":
             await self._cancel_restart(live)
-        elif live.monitor is not None:
+        elif monitor is not None:
             await self.change_state(live.id, manually_stopped=True)
-            watch = live.watch
-            monitor = live.monitor
             await self._signal(container, monitor, SIGKILL)
             if not await self._gone(monitor, KILL_PATIENCE):
                 raise EngineError(
