@@ -11,6 +11,7 @@ from engine.api import codec
 from engine.api.progress import Progress, progress_response
 from engine.api.router import Request, Response, Route
 from engine.errors import Forbidden, InvalidParameter
+from engine.images.views import CONFIG_DEFAULTS
 from engine.model.container import ZERO_TIME
 from engine.model.filters import Filters
 from engine.names import Reference, is_sha256, parse_reference
@@ -66,33 +67,12 @@ async def _inspect(services: Services, request: Request) -> Response:
         shown["Created"] = shown.get("Created") or ZERO_TIME
     if request.version < (1, 45):
         shown.setdefault("Container", "")
-        shown.setdefault("ContainerConfig", _EMPTY_CONFIG)
+        shown.setdefault("ContainerConfig", CONFIG_DEFAULTS)
     if request.version < (1, 48):
         shown.pop("Descriptor", None)
     if manifests:
         shown["Manifests"] = services.images.manifests(request.params["name"])
     return Response.json(shown)
-
-
-_EMPTY_CONFIG: dict[str, Any] = {
-    "Hostname": "",
-    "Domainname": "",
-    "User": "",
-    "AttachStdin": False,
-    "AttachStdout": False,
-    "AttachStderr": False,
-    "Tty": False,
-    "OpenStdin": False,
-    "StdinOnce": False,
-    "Env": None,
-    "Cmd": None,
-    "Image": "",
-    "Volumes": None,
-    "WorkingDir": "",
-    "Entrypoint": None,
-    "OnBuild": None,
-    "Labels": None,
-}
 
 
 async def _history(services: Services, request: Request) -> Response:

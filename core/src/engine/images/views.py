@@ -80,7 +80,7 @@ def inspect(
     }
 
 
-_CONFIG_DEFAULTS: dict[str, Any] = {
+CONFIG_DEFAULTS: dict[str, Any] = {
     "Hostname": "",
     "Domainname": "",
     "User": "",
@@ -103,7 +103,7 @@ _CONFIG_DEFAULTS: dict[str, Any] = {
 
 def _container_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """A container configuration with all the keys Docker's has."""
-    return {**_CONFIG_DEFAULTS, **config}
+    return {**CONFIG_DEFAULTS, **config}
 
 
 def history(table: ImageTable, record: ImageRecord) -> list[dict[str, Any]]:
